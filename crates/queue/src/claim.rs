@@ -1,0 +1,424 @@
+//! Claiming, and the moves of a task that somebody holds.
+//!
+//! Claim = lock, recheck existence, rename to `processing/<agent>/`. Whoever moves a file in
+//! `processing/` holds its lock.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::error::{QueueError, Result};
+use crate::format;
+use crate::lane::Move;
+use crate::lease::Lease;
+use crate::name::FileName;
+use crate::rig::{Place, Renamed, Rig, rename_new, sync_dir};
+use crate::task::{Class, TaskSpec};
+
+/// The largest task file that is read, bytes: a plan of 1 MiB with its prompt files fits.
+pub const TASK_FILE_MAX_BYTES: u64 = 8 * 1024 * 1024;
+
+/// What came of looking at a candidate.
+#[derive(Debug)]
+pub enum Candidate {
+    /// Locked, rechecked, read and valid. Dropping it unlocks it.
+    Ready(Held),
+    /// It is gone: claimed by another.
+    LostRace,
+    /// Another process looks at it right now.
+    LockBusy,
+    /// It could not be trusted and lies in quarantine.
+    Quarantined {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A task file whose lock this process holds, in a known place.
+#[derive(Debug)]
+pub struct Held {
+    /// Its name.
+    pub name: FileName,
+    /// What it says.
+    pub spec: Box<TaskSpec>,
+    path: PathBuf,
+    lease: Lease,
+}
+
+/// What came of a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// It is where it should be.
+    Done,
+    /// It was gone: somebody else moved it first.
+    Gone,
+}
+
+/// Locks `queue/<class>/<name>`, rechecks that the path still names the locked file, reads and
+/// checks it. A file that cannot be trusted goes to quarantine at once.
+pub fn candidate(rig: &Rig, class: Class, name: &FileName) -> Result<Candidate> {
+    match open_locked(rig, &rig.path(Place::Queue(class), name), name)? {
+        Opened::Held(held) if held.spec.class != class => {
+            let reason = format!(
+                "it is of class {} and lies in queue/{class}",
+                held.spec.class
+            );
+            quarantine(rig, &held.path, &reason)?;
+            Ok(Candidate::Quarantined { reason })
+        }
+        Opened::Held(held) => Ok(Candidate::Ready(held)),
+        Opened::Gone => Ok(Candidate::LostRace),
+        Opened::Busy => Ok(Candidate::LockBusy),
+        Opened::Untrusted { reason } => Ok(Candidate::Quarantined { reason }),
+    }
+}
+
+/// What came of opening a task file under its lock.
+#[derive(Debug)]
+pub enum Opened {
+    /// Locked and valid.
+    Held(Held),
+    /// Not there.
+    Gone,
+    /// Locked by another process: a worker that still runs, or a claimant.
+    Busy,
+    /// Moved to quarantine.
+    Untrusted {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Locks and reads a task file in any place; the way to take up a file in `processing/` again.
+pub fn open_in(rig: &Rig, place: Place<'_>, name: &FileName) -> Result<Opened> {
+    open_locked(rig, &rig.path(place, name), name)
+}
+
+/// Reads a task file without locking it, for display. Nothing may be decided from it.
+pub fn peek(rig: &Rig, place: Place<'_>, name: &FileName) -> Result<Option<TaskSpec>> {
+    let path = rig.path(place, name);
+    match open_regular(rig, &path) {
+        Ok(Regular::File(file)) => match read_spec(&file, &path, name)? {
+            Ok(spec) => Ok(Some(spec)),
+            Err(why) => Err(QueueError::Untrusted { path, why }),
+        },
+        Ok(Regular::Gone) => Ok(None),
+        Ok(Regular::Refused(why)) => Err(QueueError::Untrusted { path, why }),
+        Err(error) => Err(error),
+    }
+}
+
+impl Held {
+    /// Takes the task for `agent`: the rename that records the owner. `None`: it was moved first.
+    ///
+    /// A crash before the rename leaves it queued, a crash after it leaves it claimed with a free
+    /// lock. `durable` makes the claim survive a power cut before this returns.
+    pub fn claim(self, rig: &Rig, agent: &str, durable: bool) -> Result<Option<Held>> {
+        let target = rig.path(Place::Processing(agent), &self.name);
+        match move_file(&self.path, &target)? {
+            Moved::Gone => Ok(None),
+            Moved::Done => {
+                if durable {
+                    sync_dir(&rig.dir(Place::Processing(agent)))?;
+                }
+                Ok(Some(Held {
+                    path: target,
+                    ..self
+                }))
+            }
+        }
+    }
+
+    /// Splits the claim into what the worker gets and what the agent remembers.
+    pub fn into_parts(self) -> (FileName, Box<TaskSpec>, Lease) {
+        (self.name, self.spec, self.lease)
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    // The moves below take `self`, so the lock goes after the rename.
+
+    /// Processing -> complete. The attempt's record must be there (durable, unless the rig does
+    /// without).
+    pub fn complete(self, rig: &Rig) -> Result<Moved> {
+        let place = Place::Complete(&self.spec.batch);
+        self.step(Move::Complete, rig.path(place, &self.name))
+    }
+
+    /// Processing -> retry: the attempt failed, the brain decides what follows. The attempt's
+    /// record must be there.
+    pub fn fail(self, rig: &Rig) -> Result<Moved> {
+        let place = Place::Retry(&self.spec.batch);
+        self.step(Move::Fail, rig.path(place, &self.name))
+    }
+
+    /// Processing -> queue as the next attempt: this one was lost. Nothing of the attempt may
+    /// still run. `charge` counts it against the task's `retries`.
+    pub fn requeue(self, rig: &Rig, charge: bool) -> Result<FileName> {
+        let next = self.name.next_attempt(charge);
+        let place = Place::Queue(self.spec.class);
+        self.step(Move::Requeue, rig.path(place, &next))?;
+        Ok(next)
+    }
+
+    /// The batch of a plan ends: processing/brain -> complete, failed or cancelled.
+    pub fn close(self, rig: &Rig, step: Move) -> Result<Moved> {
+        let batch = self.spec.batch.clone();
+        let place = match step.rule().to {
+            crate::lane::Lane::Failed => Place::Failed(&batch),
+            crate::lane::Lane::Cancelled => Place::Cancelled(&batch),
+            _ => Place::Complete(&batch),
+        };
+        let target = rig.path(place, &self.name);
+        self.step(step, target)
+    }
+
+    /// Waiting, queue or retry -> cancelled. Held, so that it cannot be claimed meanwhile. The
+    /// record with the reason must be there.
+    pub fn cancel(self, rig: &Rig) -> Result<Moved> {
+        let place = Place::Cancelled(&self.spec.batch);
+        self.step(Move::Cancel, rig.path(place, &self.name))
+    }
+
+    /// A closed batch is opened again: -> processing/brain.
+    pub fn reopen(self, rig: &Rig) -> Result<Option<Held>> {
+        let target = rig.path(Place::Processing(crate::rig::BRAIN), &self.name);
+        match move_file(&self.path, &target)? {
+            Moved::Gone => Ok(None),
+            Moved::Done => Ok(Some(Held {
+                path: target,
+                ..self
+            })),
+        }
+    }
+
+    /// Any live lane -> quarantine, with the reason beside it.
+    pub fn quarantine(self, rig: &Rig, reason: &str) -> Result<()> {
+        quarantine(rig, &self.path, reason)
+    }
+
+    fn step(&self, step: Move, target: PathBuf) -> Result<Moved> {
+        debug_assert!(
+            step.rule().from.iter().any(|lane| {
+                self.path
+                    .components()
+                    .any(|part| part.as_os_str() == lane.as_str())
+            }),
+            "{step:?} from {}",
+            self.path.display()
+        );
+        move_file(&self.path, &target)
+    }
+}
+
+/// Waiting -> queue: the task's dependencies are met. No lock: nobody but the brain looks there.
+pub fn release(rig: &Rig, batch: &str, task: &str, class: Class, name: &FileName) -> Result<Moved> {
+    let from = rig.path(Place::Waiting { batch, task }, name);
+    move_file(&from, &rig.path(Place::Queue(class), name))
+}
+
+/// Retry -> queue, as the next attempt, charged.
+pub fn retry(rig: &Rig, batch: &str, class: Class, name: &FileName) -> Result<Option<FileName>> {
+    let next = name.next_attempt(true);
+    let from = rig.path(Place::Retry(batch), name);
+    let moved = move_file(&from, &rig.path(Place::Queue(class), &next))?;
+    Ok((moved == Moved::Done).then_some(next))
+}
+
+/// Retry -> failed: that attempt was the last.
+pub fn give_up(rig: &Rig, batch: &str, name: &FileName) -> Result<Moved> {
+    let from = rig.path(Place::Retry(batch), name);
+    move_file(&from, &rig.path(Place::Failed(batch), name))
+}
+
+/// Failed or cancelled -> waiting as the next attempt: an operator wants it after all. `fresh`
+/// forgets what was charged to its retries.
+pub fn revive(
+    rig: &Rig,
+    from: Place<'_>,
+    batch: &str,
+    task: &str,
+    name: &FileName,
+) -> Result<Option<FileName>> {
+    let mut next = name.next_attempt(false);
+    next.charged = 0;
+    let source = rig.path(from, name);
+    crate::rig::make_dir(&rig.dir(Place::Waiting { batch, task }))?;
+    let moved = move_file(&source, &rig.path(Place::Waiting { batch, task }, &next))?;
+    Ok((moved == Moved::Done).then_some(next))
+}
+
+/// Moves whatever lies at `path` to quarantine and writes the reason beside it. Nothing of it is
+/// opened or followed.
+pub fn quarantine(rig: &Rig, path: &Path, reason: &str) -> Result<()> {
+    let dir = rig.dir(Place::Quarantine);
+    let file = path
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    for n in 0.. {
+        let name = if n == 0 {
+            file.clone()
+        } else {
+            format!("{file}.{n}")
+        };
+        match rename_new(path, &dir.join(&name))? {
+            Renamed::Exists => {}
+            Renamed::Gone => return Ok(()),
+            Renamed::Done => {
+                let why = serde_json::json!({
+                    "from": path, "reason": reason, "at": jiff::Timestamp::now(),
+                });
+                let note = dir.join(format!("{name}.reason"));
+                return fs::write(&note, format!("{why}\n"))
+                    .map_err(QueueError::io("write", &note));
+            }
+        }
+    }
+    unreachable!("the loop ends by returning")
+}
+
+enum Regular {
+    File(File),
+    Gone,
+    Refused(String),
+}
+
+/// Opens without following, blocking or creating; refuses what is not one regular file of ours.
+fn open_regular(rig: &Rig, path: &Path) -> Result<Regular> {
+    use rustix::io::Errno;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(Errno::NOENT) => return Ok(Regular::Gone),
+        Err(Errno::LOOP) => return Ok(Regular::Refused("it is a symbolic link".to_owned())),
+        Err(Errno::NXIO) => return Ok(Regular::Refused("it is a socket or a device".to_owned())),
+        Err(errno) => return Err(QueueError::errno("open", path)(errno)),
+    };
+    let meta = file.metadata().map_err(QueueError::io("stat", path))?;
+    let refused = if !meta.is_file() {
+        Some("it is not a regular file".to_owned())
+    } else if meta.nlink() > 1 {
+        Some(format!("it has {} names (hard links)", meta.nlink()))
+    } else if meta.uid() != rig.owner() {
+        Some(format!(
+            "it belongs to uid {}, the rig to uid {}",
+            meta.uid(),
+            rig.owner()
+        ))
+    } else if meta.len() > TASK_FILE_MAX_BYTES {
+        Some(format!(
+            "it has {} bytes, the limit is {TASK_FILE_MAX_BYTES}",
+            meta.len()
+        ))
+    } else {
+        None
+    };
+    Ok(refused.map_or(Regular::File(file), Regular::Refused))
+}
+
+fn open_locked(rig: &Rig, path: &Path, name: &FileName) -> Result<Opened> {
+    let untrusted = |reason: String| {
+        quarantine(rig, path, &reason)?;
+        Ok(Opened::Untrusted { reason })
+    };
+    let file = match open_regular(rig, path)? {
+        Regular::File(file) => file,
+        Regular::Gone => return Ok(Opened::Gone),
+        Regular::Refused(reason) => return untrusted(reason),
+    };
+    let lease = match Lease::try_acquire(file).map_err(QueueError::io("lock", path))? {
+        Ok(lease) => lease,
+        Err(_file) => return Ok(Opened::Busy),
+    };
+    // The recheck: between open and lock another may have claimed, finished and even requeued it.
+    let locked = lease
+        .file()
+        .metadata()
+        .map_err(QueueError::io("stat", path))?;
+    match fs::symlink_metadata(path) {
+        Ok(now) if (now.dev(), now.ino()) == (locked.dev(), locked.ino()) => {}
+        Ok(_) => return Ok(Opened::Gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Opened::Gone),
+        Err(error) => return Err(QueueError::io("stat", path)(error)),
+    }
+    match read_spec(lease.file(), path, name)? {
+        Ok(spec) => {
+            let (name, path) = (*name, path.to_owned());
+            Ok(Opened::Held(Held {
+                name,
+                spec: Box::new(spec),
+                path,
+                lease,
+            }))
+        }
+        Err(reason) => untrusted(reason),
+    }
+}
+
+/// The specification in an open task file; the inner error says why it cannot be trusted.
+fn read_spec(
+    file: &File,
+    path: &Path,
+    name: &FileName,
+) -> Result<std::result::Result<TaskSpec, String>> {
+    let mut bytes = Vec::new();
+    let mut reader: &File = file;
+    let read = (&mut reader)
+        .take(TASK_FILE_MAX_BYTES + 1)
+        .read_to_end(&mut bytes);
+    read.map_err(QueueError::io("read", path))?;
+    Ok(decode(&bytes, name))
+}
+
+/// The specification in the bytes of a task file of that name.
+pub(crate) fn decode(bytes: &[u8], name: &FileName) -> std::result::Result<TaskSpec, String> {
+    let spec: TaskSpec = format::unseal(bytes)?;
+    if spec.id != name.id {
+        return Err(format!(
+            "its name says task {}, its content task {}",
+            name.id, spec.id
+        ));
+    }
+    // Names become directories: checked here, so that no path is ever built from anything else.
+    for (what, text) in [("batch", &spec.batch), ("task", &spec.task)] {
+        if !crate::rig::is_safe_name(text) {
+            return Err(format!("its {what} {text:?} cannot be a directory's name"));
+        }
+    }
+    Ok(spec)
+}
+
+/// The specification that this process inherited with its lease. For the worker.
+pub fn read_leased(lease: &Lease, name: &FileName) -> std::result::Result<TaskSpec, String> {
+    use std::os::unix::fs::FileExt;
+    let file = lease.file();
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    if length > TASK_FILE_MAX_BYTES {
+        return Err(format!(
+            "it has {length} bytes, the limit is {TASK_FILE_MAX_BYTES}"
+        ));
+    }
+    let mut bytes = vec![0; length as usize];
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(|error| error.to_string())?;
+    decode(&bytes, name)
+}
+
+fn move_file(from: &Path, to: &Path) -> Result<Moved> {
+    match rename_new(from, to)? {
+        Renamed::Done => Ok(Moved::Done),
+        Renamed::Gone => Ok(Moved::Gone),
+        Renamed::Exists => Err(QueueError::Untrusted {
+            path: to.to_owned(),
+            why: format!("it exists, so {} cannot move there", from.display()),
+        }),
+    }
+}

@@ -1,0 +1,189 @@
+//! Who is there: the lock that a component holds for life, its heartbeat, and the signals that it
+//! is sent.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{QueueError, Result};
+use crate::heartbeat::Heartbeat;
+use crate::lease::Lease;
+use crate::rig::Rig;
+use crate::submit::replace_file;
+
+/// What the holder of a component's lock is doing with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It is the component.
+    Running,
+    /// It is the brain, taking back what a dead agent left.
+    Recovering,
+}
+
+/// What a lock file says of its holder. For people: only the lock itself is believed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its process.
+    pub pid: u32,
+    /// What it does.
+    pub role: Role,
+}
+
+/// `agents/<name>/lock`, held until this is dropped. The file is never unlinked.
+#[derive(Debug)]
+pub struct ComponentLock {
+    _lease: Lease,
+}
+
+impl ComponentLock {
+    /// Takes the lock of `name`, or says who holds it ([`QueueError::Held`]).
+    pub fn acquire(rig: &Rig, name: &str, role: Role) -> Result<ComponentLock> {
+        rig.prepare_agent(name)?;
+        let path = rig.agent_dir(name).join("lock");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(QueueError::io("open", &path))?;
+        let lease = match Lease::try_acquire(file).map_err(QueueError::io("lock", &path))? {
+            Ok(lease) => lease,
+            Err(mut file) => {
+                let mut text = String::new();
+                let _ = file.read_to_string(&mut text);
+                let holder = match serde_json::from_str::<Holder>(&text) {
+                    Ok(Holder {
+                        pid,
+                        role: Role::Running,
+                    }) => format!("pid {pid}"),
+                    Ok(Holder {
+                        pid,
+                        role: Role::Recovering,
+                    }) => {
+                        format!("pid {pid}, the brain, is recovering its tasks")
+                    }
+                    Err(_) => "its lock is held".to_owned(),
+                };
+                return Err(QueueError::Held {
+                    name: name.to_owned(),
+                    holder,
+                });
+            }
+        };
+        let holder = Holder {
+            pid: std::process::id(),
+            role,
+        };
+        let text = serde_json::to_vec(&holder).expect("a pid and a word serialise");
+        let mut file = lease.file();
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(&text))
+            .map_err(QueueError::io("write", &path))?;
+        Ok(ComponentLock { _lease: lease })
+    }
+}
+
+/// Whether the process that last took the lock of `name` still lives, told without touching the
+/// lock: displays must not take locks. `None`: nobody ever took it.
+///
+/// Reads /proc/locks, where the kernel lists holders by inode.
+pub fn is_held(rig: &Rig, name: &str) -> Result<Option<bool>> {
+    use std::os::unix::fs::MetadataExt;
+    let path = rig.agent_dir(name).join("lock");
+    let inode = match fs::metadata(&path) {
+        Ok(meta) => meta.ino(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(QueueError::io("stat", &path)(error)),
+    };
+    let locks = fs::read_to_string("/proc/locks").map_err(QueueError::io("read", "/proc/locks"))?;
+    let suffix = format!(":{inode}");
+    Ok(Some(locks.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.any(|word| word == "FLOCK") && words.any(|word| word.ends_with(&suffix))
+    })))
+}
+
+/// Replaces the heartbeat of `name`.
+pub fn beat(rig: &Rig, name: &str, heartbeat: &Heartbeat) -> Result<()> {
+    let text = serde_json::to_vec(heartbeat).expect("our own types serialise");
+    replace_file(&heartbeat_path(rig, name), &text, false)
+}
+
+/// The last heartbeat of `name`, with the age of its file; `None` if there never was one.
+pub fn heartbeat(rig: &Rig, name: &str) -> Result<Option<Heartbeat>> {
+    let path = heartbeat_path(rig, name);
+    match fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(heartbeat) => Ok(Some(heartbeat)),
+            Err(error) => Err(QueueError::Untrusted {
+                path,
+                why: error.to_string(),
+            }),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(QueueError::io("read", &path)(error)),
+    }
+}
+
+fn heartbeat_path(rig: &Rig, name: &str) -> PathBuf {
+    rig.agent_dir(name).join("heartbeat.json")
+}
+
+/// A file in `signals/<agent>/`: its name is the signal. Content, where there is any, is JSON.
+///
+/// To an agent: `stop`, `drain`, `pause` (held while the file is there), `<id>.aN.abort`,
+/// `<id>.aN.kill`. To the brain: `<batch>.cancel`, `<batch>.hold`, `<batch>.release`,
+/// `<batch>.retry`, `<id>.cancel`, `<id>.retry`.
+pub fn send(rig: &Rig, to: &str, signal: &str, content: &str) -> Result<()> {
+    let dir = rig.signals_dir(to);
+    if !dir.is_dir() {
+        return Err(QueueError::Unfit {
+            path: rig.root().to_owned(),
+            why: format!("nobody named {to} ever ran here; see `rigor status`"),
+        });
+    }
+    replace_file(&dir.join(signal), content.as_bytes(), false)
+}
+
+/// Takes back a signal that is held while its file is there. `false`: there was none.
+pub fn unsend(rig: &Rig, to: &str, signal: &str) -> Result<bool> {
+    let path = rig.signals_dir(to).join(signal);
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(QueueError::io("remove", &path)(error)),
+    }
+}
+
+/// The signals that wait for `name`, with their content. The consumer removes each by [`unsend`]
+/// when it has acted.
+pub fn signals(rig: &Rig, name: &str) -> Result<Vec<(String, String)>> {
+    let dir = rig.signals_dir(name);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(QueueError::io("read", &dir)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(QueueError::io("read", &dir))?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        if name.starts_with('.') {
+            continue;
+        }
+        match fs::read_to_string(entry.path()) {
+            Ok(content) => found.push((name, content)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(QueueError::io("read", entry.path())(error)),
+        }
+    }
+    found.sort();
+    Ok(found)
+}

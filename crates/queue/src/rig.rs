@@ -1,0 +1,376 @@
+//! The rig directory: where everything lies, and whether it can be trusted to hold a queue.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+
+use crate::error::{QueueError, Result};
+use crate::lane::Lane;
+use crate::name::{FileName, TaskId};
+use crate::task::Class;
+
+/// The brain's name among the agents.
+pub const BRAIN: &str = "brain";
+/// The batch of tasks that belong to no plan: `load_llm`, `unload_llm`.
+pub const RIG_BATCH: &str = "_rig";
+/// The longest name of a batch, a plan's task or an agent, bytes.
+pub const NAME_MAX_BYTES: usize = 100;
+
+/// File systems on which flock, RENAME_NOREPLACE or inotify do not hold between processes, by
+/// `statfs` magic (linux/magic.h).
+const UNFIT_FILE_SYSTEMS: [(u64, &str); 7] = [
+    (0x6969, "NFS"),
+    (0x6573_5546, "FUSE"),
+    (0xff53_4d42, "CIFS"),
+    (0xfe53_4d42, "SMB2"),
+    (0x517b, "SMB"),
+    (0x0102_1997, "9P"),
+    (0x00c3_6400, "Ceph"),
+];
+
+/// A rig directory that was checked.
+#[derive(Clone, Debug)]
+pub struct Rig {
+    root: PathBuf,
+    owner: u32,
+}
+
+/// A directory of task files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place<'a> {
+    /// `waiting/<batch>/<task>/`: expanded, dependencies not met.
+    Waiting {
+        /// The batch.
+        batch: &'a str,
+        /// The task's id in the plan.
+        task: &'a str,
+    },
+    /// `queue/<class>/`: ready.
+    Queue(Class),
+    /// `processing/<agent>/`: claimed.
+    Processing(&'a str),
+    /// `retry/<batch>/`: failed attempts.
+    Retry(&'a str),
+    /// `complete/<batch>/`.
+    Complete(&'a str),
+    /// `failed/<batch>/`.
+    Failed(&'a str),
+    /// `cancelled/<batch>/`.
+    Cancelled(&'a str),
+    /// `quarantine/`.
+    Quarantine,
+}
+
+impl Place<'_> {
+    /// The lane it belongs to.
+    pub fn lane(&self) -> Lane {
+        match self {
+            Place::Waiting { .. } => Lane::Waiting,
+            Place::Queue(_) => Lane::Queue,
+            Place::Processing(_) => Lane::Processing,
+            Place::Retry(_) => Lane::Retry,
+            Place::Complete(_) => Lane::Complete,
+            Place::Failed(_) => Lane::Failed,
+            Place::Cancelled(_) => Lane::Cancelled,
+            Place::Quarantine => Lane::Quarantine,
+        }
+    }
+}
+
+impl Rig {
+    /// Makes the directories of a rig in `root` (which may exist) and opens it. What is there
+    /// stays as it is.
+    pub fn create(root: &Path) -> Result<Rig> {
+        make_dir(root)?;
+        for dir in [
+            "tasks/waiting",
+            "tasks/processing",
+            "tasks/retry",
+            "tasks/complete",
+            "tasks/failed",
+            "tasks/cancelled",
+            "tasks/quarantine",
+            "attempts",
+            "agents",
+            "signals/brain",
+            "brain/held",
+            "logs",
+            "runs",
+        ] {
+            make_dir(&root.join(dir))?;
+        }
+        for class in Class::ALL {
+            make_dir(&root.join("tasks/queue").join(class.as_str()))?;
+        }
+        Rig::open(root)
+    }
+
+    /// Opens a rig that `create` made: refuses by name a directory that is none, one that others
+    /// may write to, and a file system without the three things the protocol stands on.
+    pub fn open(root: &Path) -> Result<Rig> {
+        let unfit = |why: String| QueueError::Unfit {
+            path: root.to_owned(),
+            why,
+        };
+        let meta = fs::metadata(root).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                unfit("it does not exist; make one with `rigor init DIR`".to_owned())
+            }
+            _ => QueueError::io("stat", root)(error),
+        })?;
+        if !root.join("tasks/queue").is_dir() {
+            return Err(unfit(
+                "it holds no tasks/queue; make one with `rigor init DIR`".to_owned(),
+            ));
+        }
+        let me = rustix::process::geteuid().as_raw();
+        if meta.uid() != me {
+            return Err(unfit(format!(
+                "it belongs to uid {}, and this process is uid {me}; run as its owner",
+                meta.uid()
+            )));
+        }
+        if meta.mode() & 0o002 != 0 {
+            return Err(unfit(format!(
+                "anybody may write to it (mode {:o}); `chmod o-w` it, since whoever writes here runs commands as you",
+                meta.mode() & 0o7777
+            )));
+        }
+        let magic = rustix::fs::statfs(root)
+            .map_err(QueueError::errno("statfs", root))?
+            .f_type as u64;
+        if let Some((_, name)) = UNFIT_FILE_SYSTEMS
+            .iter()
+            .find(|(known, _)| *known == magic & 0xffff_ffff)
+        {
+            return Err(unfit(format!(
+                "it is on {name}, where locks, renames and notifications do not hold; put the rig on a local file system"
+            )));
+        }
+        let root = root
+            .canonicalize()
+            .map_err(QueueError::io("resolve", root))?;
+        Ok(Rig { root, owner: me })
+    }
+
+    /// The directory itself, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The user that everything in the rig belongs to.
+    pub(crate) fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    /// Where a place lies.
+    pub fn dir(&self, place: Place<'_>) -> PathBuf {
+        let lane = self.root.join("tasks").join(place.lane().as_str());
+        match place {
+            Place::Waiting { batch, task } => lane.join(batch).join(task),
+            Place::Queue(class) => lane.join(class.as_str()),
+            Place::Processing(agent) => lane.join(agent),
+            Place::Retry(batch)
+            | Place::Complete(batch)
+            | Place::Failed(batch)
+            | Place::Cancelled(batch) => lane.join(batch),
+            Place::Quarantine => lane,
+        }
+    }
+
+    /// Where a task file lies in a place.
+    pub fn path(&self, place: Place<'_>, name: &FileName) -> PathBuf {
+        self.dir(place).join(name.to_string())
+    }
+
+    /// `tasks/<lane>/`, which holds a directory for each batch (or class, or agent).
+    pub fn lane_dir(&self, lane: Lane) -> PathBuf {
+        self.root.join("tasks").join(lane.as_str())
+    }
+
+    /// `attempts/<batch>/`.
+    pub fn attempts_dir(&self, batch: &str) -> PathBuf {
+        self.root.join("attempts").join(batch)
+    }
+
+    /// The record of an attempt.
+    pub fn record_path(&self, batch: &str, id: TaskId, attempt: u32) -> PathBuf {
+        self.attempts_dir(batch)
+            .join(format!("{id}.a{attempt}.json"))
+    }
+
+    /// What an attempt printed. The file is absent when it printed nothing.
+    pub fn output_path(&self, batch: &str, id: TaskId, attempt: u32) -> PathBuf {
+        self.attempts_dir(batch)
+            .join(format!("{id}.a{attempt}.log"))
+    }
+
+    /// `agents/<agent>/`.
+    pub fn agent_dir(&self, agent: &str) -> PathBuf {
+        self.root.join("agents").join(agent)
+    }
+
+    /// `signals/<agent>/`.
+    pub fn signals_dir(&self, agent: &str) -> PathBuf {
+        self.root.join("signals").join(agent)
+    }
+
+    /// `brain/`.
+    pub fn brain_dir(&self) -> PathBuf {
+        self.root.join("brain")
+    }
+
+    /// `logs/`.
+    pub fn logs_dir(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
+    /// `runs/`: the folders of batches that `rigor run` makes.
+    pub fn runs_dir(&self) -> PathBuf {
+        self.root.join("runs")
+    }
+
+    /// Makes what an agent of that name needs.
+    pub fn prepare_agent(&self, agent: &str) -> Result<()> {
+        make_dir(&self.agent_dir(agent))?;
+        make_dir(&self.signals_dir(agent))?;
+        make_dir(&self.dir(Place::Processing(agent)))
+    }
+
+    /// Makes what the tasks of a batch need to move through the lanes.
+    pub fn prepare_batch(&self, batch: &str) -> Result<()> {
+        for place in [
+            Place::Retry(batch),
+            Place::Complete(batch),
+            Place::Failed(batch),
+            Place::Cancelled(batch),
+        ] {
+            make_dir(&self.dir(place))?;
+        }
+        make_dir(&self.lane_dir(Lane::Waiting).join(batch))?;
+        make_dir(&self.attempts_dir(batch))
+    }
+
+    /// Names of the directories under a lane (batches, agents), without litter.
+    pub fn subdirs(&self, lane: Lane) -> Result<Vec<String>> {
+        subdirs(&self.lane_dir(lane))
+    }
+
+    /// Names of the agents that ever ran here, the brain not among them.
+    pub fn agents(&self) -> Result<Vec<String>> {
+        let mut names = subdirs(&self.root.join("agents"))?;
+        names.retain(|name| name != BRAIN);
+        Ok(names)
+    }
+
+    /// Task files in a place, in claim order, and what lies there besides. A place that does not
+    /// exist is empty. Dotfiles are somebody's unfinished writing and are left out.
+    pub fn list(&self, place: Place<'_>) -> Result<Listing> {
+        let dir = self.dir(place);
+        let mut listing = Listing::default();
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listing),
+            Err(error) => return Err(QueueError::io("read", &dir)(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(QueueError::io("read", &dir))?;
+            let file = entry.file_name();
+            match file.to_str() {
+                Some(text) if text.starts_with('.') => {}
+                Some(text) => match text.parse() {
+                    Ok(name) => listing.names.push(name),
+                    Err(_) => listing.foreign.push(entry.path()),
+                },
+                None => listing.foreign.push(entry.path()),
+            }
+        }
+        listing.names.sort_unstable();
+        Ok(listing)
+    }
+
+    /// How many task files are in a place.
+    pub fn count(&self, place: Place<'_>) -> Result<usize> {
+        Ok(self.list(place)?.names.len())
+    }
+}
+
+/// What lies in a place.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Task files, in claim order.
+    pub names: Vec<FileName>,
+    /// Anything whose name is not a task file's.
+    pub foreign: Vec<PathBuf>,
+}
+
+/// Whether a text can be a batch, a plan's task or an agent: it becomes a directory's name.
+pub fn is_safe_name(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= NAME_MAX_BYTES
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && !text.starts_with(['.', '-'])
+}
+
+/// Renames without replacing. The directories must be on one file system.
+///
+/// A crash leaves the file under one of the two names, never both, never neither.
+pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<Renamed> {
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(Renamed::Done),
+        Err(rustix::io::Errno::NOENT) if !from.exists() => Ok(Renamed::Gone),
+        Err(rustix::io::Errno::EXIST) => Ok(Renamed::Exists),
+        Err(errno) => Err(QueueError::errno("rename", from)(errno)),
+    }
+}
+
+/// What a rename found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renamed {
+    /// It is done.
+    Done,
+    /// The source is gone: somebody moved it first.
+    Gone,
+    /// The target exists.
+    Exists,
+}
+
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .map_err(QueueError::io("make directory", path))
+}
+
+/// Makes a directory's entries survive a power cut.
+pub(crate) fn sync_dir(path: &Path) -> Result<()> {
+    fs::File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(QueueError::io("fsync", path))
+}
+
+fn subdirs(path: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+        Err(error) => return Err(QueueError::io("read", path)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(QueueError::io("read", path))?;
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if let (true, Some(name)) = (is_dir, entry.file_name().to_str())
+            && is_safe_name(name)
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}

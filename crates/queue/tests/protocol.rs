@@ -1,0 +1,483 @@
+//! The protocol over a real directory.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rigor_queue::claim::{self, Candidate, Held, Moved, Opened};
+use rigor_queue::name::{FileName, TaskId};
+use rigor_queue::presence::{self, ComponentLock, Role};
+use rigor_queue::record::{AttemptRecord, Outcome, Peaks};
+use rigor_queue::rig::{Place, Rig};
+use rigor_queue::submit::{self, Durability, Sequence};
+use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
+use rigor_queue::watch::{Wake, Watcher};
+use rigor_queue::{QueueError, records};
+
+struct Setup {
+    _dir: tempfile::TempDir,
+    rig: Rig,
+}
+
+fn setup() -> Setup {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::create(dir.path()).unwrap();
+    rig.prepare_agent("gpu-1").unwrap();
+    rig.prepare_batch("b").unwrap();
+    Setup { _dir: dir, rig }
+}
+
+fn spec(task: &str, item: Option<&str>) -> TaskSpec {
+    TaskSpec {
+        id: TaskId::derive("b", task, item),
+        batch: "b".to_owned(),
+        plan: "p".to_owned(),
+        task: task.to_owned(),
+        name: item.map_or(task.to_owned(), |item| format!("{task}_{item}")),
+        class: Class::Cpu,
+        work: Work::Command {
+            command: "true".to_owned(),
+        },
+        item: None,
+        priority: 5,
+        cpus: 1,
+        on: Vec::new(),
+        model: None,
+        min_tier: None,
+        vram: Vram::default(),
+        timeout_s: None,
+        kill_if_silent_s: None,
+        retries: 2,
+        backoff: Backoff::default(),
+        env: Default::default(),
+        env_file: None,
+        venv: None,
+        conda: None,
+        secrets: Vec::new(),
+        workdir: None,
+        requires: Vec::new(),
+        produces: Vec::new(),
+        plan_dir: "/p".into(),
+        batch_dir: "/p/history/b".into(),
+        created: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn queue(rig: &Rig, task: &str, sequence: u64) -> (FileName, TaskSpec) {
+    let spec = spec(task, None);
+    let name = FileName::first(spec.priority, sequence, spec.shape(), spec.id);
+    assert!(
+        submit::submit(
+            rig,
+            Place::Queue(Class::Cpu),
+            &name,
+            &spec,
+            Durability::Default
+        )
+        .unwrap()
+    );
+    (name, spec)
+}
+
+fn ready(rig: &Rig, name: &FileName) -> Held {
+    match claim::candidate(rig, Class::Cpu, name).unwrap() {
+        Candidate::Ready(held) => held,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn record(spec: &TaskSpec, attempt: u32, outcome: Outcome) -> AttemptRecord {
+    AttemptRecord {
+        id: spec.id,
+        batch: spec.batch.clone(),
+        task: spec.task.clone(),
+        name: spec.name.clone(),
+        class: spec.class,
+        attempt,
+        agent: "gpu-1".to_owned(),
+        nonce: None,
+        started: None,
+        ended: jiff::Timestamp::UNIX_EPOCH,
+        duration_ms: 0,
+        outcome,
+        exit_code: None,
+        signal: None,
+        peaks: Peaks::default(),
+        output_bytes: 0,
+        output_dropped: 0,
+        llm: None,
+    }
+}
+
+fn lanes_of(rig: &Rig, id: TaskId) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut dirs = vec![rig.root().join("tasks")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                dirs.push(entry.path());
+            } else if entry
+                .file_name()
+                .to_str()
+                .unwrap()
+                .contains(&id.to_string())
+            {
+                let path = entry.path();
+                found.push(
+                    path.strip_prefix(rig.root().join("tasks"))
+                        .unwrap()
+                        .display()
+                        .to_string(),
+                );
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn a_life_from_queue_to_complete() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    let held = ready(rig, &name)
+        .claim(rig, "gpu-1", false)
+        .unwrap()
+        .unwrap();
+    assert_eq!(lanes_of(rig, spec.id), [format!("processing/gpu-1/{name}")]);
+    assert!(records::write_new(rig, &record(&spec, 1, Outcome::Succeeded)).unwrap());
+    records::commit(rig, &[("b".to_owned(), spec.id, 1)], Durability::Default).unwrap();
+    assert_eq!(held.complete(rig).unwrap(), Moved::Done);
+    assert_eq!(lanes_of(rig, spec.id), [format!("complete/b/{name}")]);
+}
+
+#[test]
+fn a_failed_attempt_is_retried_and_given_up() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    let held = ready(rig, &name)
+        .claim(rig, "gpu-1", true)
+        .unwrap()
+        .unwrap();
+    held.fail(rig).unwrap();
+    let next = claim::retry(rig, "b", Class::Cpu, &name).unwrap().unwrap();
+    assert_eq!((next.attempt, next.charged), (2, 1));
+    assert_eq!(lanes_of(rig, spec.id), [format!("queue/cpu/{next}")]);
+    assert_eq!(
+        claim::retry(rig, "b", Class::Cpu, &name).unwrap(),
+        None,
+        "the old name is fenced off"
+    );
+    let held = ready(rig, &next)
+        .claim(rig, "gpu-1", false)
+        .unwrap()
+        .unwrap();
+    let third = held.requeue(rig, false).unwrap();
+    assert_eq!(
+        (third.attempt, third.charged),
+        (3, 1),
+        "a lost attempt is not charged"
+    );
+    ready(rig, &third)
+        .claim(rig, "gpu-1", false)
+        .unwrap()
+        .unwrap()
+        .fail(rig)
+        .unwrap();
+    claim::give_up(rig, "b", &third).unwrap();
+    assert_eq!(lanes_of(rig, spec.id), [format!("failed/b/{third}")]);
+    let fourth = claim::revive(rig, Place::Failed("b"), "b", "t", &third)
+        .unwrap()
+        .unwrap();
+    assert_eq!((fourth.attempt, fourth.charged), (4, 0));
+    assert_eq!(
+        claim::release(rig, "b", "t", Class::Cpu, &fourth).unwrap(),
+        Moved::Done
+    );
+    assert_eq!(lanes_of(rig, spec.id), [format!("queue/cpu/{fourth}")]);
+}
+
+#[test]
+fn a_held_candidate_is_busy_for_others_and_free_when_dropped() {
+    let Setup { rig, .. } = &setup();
+    let (name, _) = queue(rig, "t", 1);
+    let held = ready(rig, &name);
+    assert!(matches!(
+        claim::candidate(rig, Class::Cpu, &name).unwrap(),
+        Candidate::LockBusy
+    ));
+    drop(held);
+    let held = ready(rig, &name)
+        .claim(rig, "gpu-1", false)
+        .unwrap()
+        .unwrap();
+    assert!(matches!(
+        claim::candidate(rig, Class::Cpu, &name).unwrap(),
+        Candidate::LostRace
+    ));
+    assert!(matches!(
+        claim::open_in(rig, Place::Processing("gpu-1"), &name).unwrap(),
+        Opened::Busy
+    ));
+    drop(held);
+    assert!(matches!(
+        claim::open_in(rig, Place::Processing("gpu-1"), &name).unwrap(),
+        Opened::Held(_)
+    ));
+}
+
+#[test]
+fn the_lease_goes_to_the_child_and_ends_with_it() {
+    let Setup { rig, .. } = &setup();
+    let (name, _) = queue(rig, "t", 1);
+    let held = ready(rig, &name)
+        .claim(rig, "gpu-1", false)
+        .unwrap()
+        .unwrap();
+    let (_, _, lease) = held.into_parts();
+    let mut child = Command::new("sleep")
+        .arg("60")
+        .stdin(lease.into_stdio())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let place = Place::Processing("gpu-1");
+    assert!(matches!(
+        claim::open_in(rig, place, &name).unwrap(),
+        Opened::Busy
+    ));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(matches!(
+        claim::open_in(rig, place, &name).unwrap(),
+        Opened::Held(_)
+    ));
+}
+
+#[test]
+fn what_cannot_be_trusted_goes_to_quarantine_and_nothing_outside_is_touched() {
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    fs::write(outside.path(), "precious").unwrap();
+    let damage: [(&str, fn(&std::path::Path, &std::path::Path)); 9] = [
+        ("empty", |path, _| fs::write(path, "").unwrap()),
+        ("not a Rigor file", |path, _| {
+            fs::write(path, "\0\0\0\0").unwrap()
+        }),
+        ("checksum", |path, _| {
+            let text = fs::read_to_string(path).unwrap();
+            fs::write(path, text.replace("\"true\"", "\"rm -rf\"")).unwrap();
+        }),
+        ("schema", |path, _| {
+            let text = fs::read_to_string(path).unwrap();
+            fs::write(path, text.replace("\"schema\":1", "\"schema\":9")).unwrap();
+        }),
+        ("limit", |path, _| {
+            fs::File::create(path)
+                .unwrap()
+                .set_len(claim::TASK_FILE_MAX_BYTES + 1)
+                .unwrap();
+        }),
+        ("symbolic link", |path, outside| {
+            fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink(outside, path).unwrap();
+        }),
+        ("regular file", |path, _| {
+            fs::remove_file(path).unwrap();
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                path,
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::RWXU,
+                0,
+            )
+            .unwrap();
+        }),
+        ("regular file", |path, _| {
+            fs::remove_file(path).unwrap();
+            fs::create_dir(path).unwrap();
+        }),
+        ("hard links", |path, _| {
+            fs::hard_link(path, path.with_file_name(".second")).unwrap()
+        }),
+    ];
+    for (n, (word, spoil)) in damage.iter().enumerate() {
+        let Setup { rig, .. } = &setup();
+        let (name, _) = queue(rig, "t", 1);
+        let path = rig.path(Place::Queue(Class::Cpu), &name);
+        spoil(&path, outside.path());
+        match claim::candidate(rig, Class::Cpu, &name).unwrap() {
+            Candidate::Quarantined { reason } => assert!(reason.contains(word), "{n}: {reason}"),
+            other => panic!("{n} {word}: {other:?}"),
+        }
+        assert!(fs::symlink_metadata(&path).is_err(), "{word}: still queued");
+        let reason = rig.dir(Place::Quarantine).join(format!("{name}.reason"));
+        assert!(fs::read_to_string(reason).unwrap().contains(word));
+    }
+    assert_eq!(fs::read_to_string(outside.path()).unwrap(), "precious");
+}
+
+#[test]
+fn a_file_under_anothers_name_is_refused() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    let other = FileName::first(5, 2, spec.shape(), TaskId::derive("b", "other", None));
+    fs::rename(
+        rig.path(Place::Queue(Class::Cpu), &name),
+        rig.path(Place::Queue(Class::Cpu), &other),
+    )
+    .unwrap();
+    assert!(matches!(
+        claim::candidate(rig, Class::Cpu, &other).unwrap(),
+        Candidate::Quarantined { reason } if reason.contains("its name says task")
+    ));
+}
+
+#[test]
+fn an_expansion_is_there_whole_and_once() {
+    let Setup { rig, .. } = &setup();
+    let tasks = || {
+        (0..100).map(|n| {
+            let mut spec = spec("t", Some(&n.to_string()));
+            spec.item = Some(rigor_queue::task::Item {
+                id: n.to_string(),
+                value: serde_json::json!(n),
+                members: Vec::new(),
+            });
+            (FileName::first(5, n, spec.shape(), spec.id), spec)
+        })
+    };
+    // Litter of a crash in the middle of an earlier try.
+    let litter = rig
+        .lane_dir(rigor_queue::lane::Lane::Waiting)
+        .join("b/.new-t");
+    fs::create_dir_all(&litter).unwrap();
+    fs::write(litter.join("half"), "x").unwrap();
+    assert_eq!(submit::manifest(rig, "b", "t").unwrap(), None);
+    assert!(submit::expand(rig, "b", "t", tasks(), Durability::Default).unwrap());
+    assert!(
+        !submit::expand(rig, "b", "t", tasks(), Durability::Default).unwrap(),
+        "made twice"
+    );
+    assert!(!litter.exists());
+    let listed = rig
+        .list(Place::Waiting {
+            batch: "b",
+            task: "t",
+        })
+        .unwrap();
+    assert_eq!(listed.names.len(), 100);
+    assert_eq!(listed.foreign, Vec::<std::path::PathBuf>::new());
+    let manifest = submit::manifest(rig, "b", "t").unwrap().unwrap();
+    assert_eq!(manifest.len(), 100);
+    assert_eq!(manifest[7].item.as_deref(), Some("7"));
+}
+
+#[test]
+fn a_torn_record_counts_as_absent_and_can_be_replaced() {
+    let Setup { rig, .. } = &setup();
+    let spec = spec("t", None);
+    let path = rig.record_path("b", spec.id, 1);
+    fs::write(&path, "{\"schema\":1,\"sum\":\"0123\",\"bo").unwrap();
+    assert_eq!(records::read(rig, "b", spec.id, 1).unwrap(), None);
+    let record = record(
+        &spec,
+        1,
+        Outcome::Lost {
+            reason: "agent gpu-1 died".to_owned(),
+        },
+    );
+    assert!(!records::write_new(rig, &record).unwrap());
+    records::replace(rig, &record).unwrap();
+    assert_eq!(records::read(rig, "b", spec.id, 1).unwrap(), Some(record));
+}
+
+#[test]
+fn a_component_runs_once_and_displays_see_it_without_a_lock() {
+    let Setup { rig, .. } = &setup();
+    assert_eq!(presence::is_held(rig, "gpu-1").unwrap(), None);
+    let lock = ComponentLock::acquire(rig, "gpu-1", Role::Running).unwrap();
+    assert_eq!(presence::is_held(rig, "gpu-1").unwrap(), Some(true));
+    let error = ComponentLock::acquire(rig, "gpu-1", Role::Running).unwrap_err();
+    assert!(matches!(error, QueueError::Held { .. }));
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("pid {}", std::process::id())),
+        "{error}"
+    );
+    drop(lock);
+    assert_eq!(presence::is_held(rig, "gpu-1").unwrap(), Some(false));
+    ComponentLock::acquire(rig, "gpu-1", Role::Recovering).unwrap();
+}
+
+#[test]
+fn sequences_are_never_given_twice_over_restarts() {
+    let Setup { rig, .. } = &setup();
+    let mut seen = BTreeSet::new();
+    for _ in 0..3 {
+        let mut sequence = Sequence::open(rig, Durability::Default).unwrap();
+        for count in [1, 5, 200_000] {
+            let first = sequence.take(count).unwrap();
+            assert!((first..first + count).all(|n| seen.insert(n)));
+        }
+    }
+    fs::write(rig.brain_dir().join("sequence"), "many").unwrap();
+    assert!(Sequence::open(rig, Durability::Default).is_err());
+}
+
+#[test]
+fn unfit_directories_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = Rig::open(&dir.path().join("none")).unwrap_err().to_string();
+    assert!(missing.contains("rigor init"), "{missing}");
+    Rig::create(dir.path()).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let open = Rig::open(dir.path()).unwrap_err().to_string();
+    assert!(open.contains("chmod o-w"), "{open}");
+}
+
+#[test]
+fn watched_directories_report_arrivals_and_departures_but_no_opens() {
+    let Setup { rig, .. } = &setup();
+    let (sender, wakes) = mpsc::channel();
+    let mut watcher = Watcher::new(move |wake| drop(sender.send(wake))).unwrap();
+    watcher.watch(&rig.dir(Place::Queue(Class::Cpu))).unwrap();
+    let (name, _) = queue(rig, "t", 1);
+    let path = rig.path(Place::Queue(Class::Cpu), &name);
+    let wait = |wanted: &Wake| {
+        loop {
+            let wake = wakes
+                .recv_timeout(Duration::from_secs(10))
+                .expect("a wake-up");
+            if wake == *wanted {
+                return;
+            }
+            // The temporary file comes and goes before.
+            assert!(!matches!(wake, Wake::Rescan | Wake::Failed(_)), "{wake:?}");
+        }
+    };
+    wait(&Wake::Added(path.clone()));
+    let held = ready(rig, &name);
+    held.claim(rig, "gpu-1", false).unwrap().unwrap();
+    // Opening, reading and locking said nothing: the very next wake-up is the departure.
+    assert_eq!(
+        wakes.recv_timeout(Duration::from_secs(10)).unwrap(),
+        Wake::Removed(path)
+    );
+}
+
+#[test]
+fn a_candidate_can_be_cancelled_only_by_who_holds_it() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    let held = ready(rig, &name);
+    assert!(matches!(
+        claim::open_in(rig, Place::Queue(Class::Cpu), &name).unwrap(),
+        Opened::Busy
+    ));
+    held.cancel(rig).unwrap();
+    assert_eq!(lanes_of(rig, spec.id), [format!("cancelled/b/{name}")]);
+}

@@ -53,6 +53,34 @@ impl Index {
         }
     }
 
+    /// Whether that file is queued.
+    pub fn contains(&self, name: &FileName) -> bool {
+        self.shapes
+            .get(&name.shape)
+            .is_some_and(|names| names.contains(name))
+    }
+
+    /// The queued file of that task, by a scan of all.
+    pub fn find(&self, id: TaskId) -> Option<FileName> {
+        self.shapes
+            .values()
+            .flatten()
+            .find(|name| name.id == id)
+            .copied()
+    }
+
+    /// Every shape with its count.
+    pub fn counts(&self) -> impl Iterator<Item = (Shape, usize)> + '_ {
+        self.shapes
+            .iter()
+            .map(|(shape, names)| (*shape, names.len()))
+    }
+
+    /// The first file of a shape, busy or not.
+    pub fn any(&self, shape: Shape) -> Option<FileName> {
+        self.shapes.get(&shape)?.first().copied()
+    }
+
     /// The truth after a rescan.
     pub fn replace(&mut self, names: impl IntoIterator<Item = FileName>) {
         self.shapes.clear();

@@ -1,0 +1,235 @@
+//! The brain's own tasks (`executor: brain`): the same claim, worker, record and moves as an
+//! agent's, beside the loop.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use rigor_exec::{Containment, ExecError, Launch, Running};
+use rigor_queue::claim::{Candidate, Held};
+use rigor_queue::name::{FileName, TaskId};
+use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
+use rigor_queue::rig::BRAIN;
+use rigor_queue::submit::Durability;
+use rigor_queue::task::{Class, Work};
+use rigor_queue::{claim, records};
+
+use crate::context::Context;
+
+/// Runs tasks of class `brain`.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    running: Vec<Running>,
+    unsettled: Vec<(FileName, AttemptRecord)>,
+    containment: Containment,
+    worker: PathBuf,
+    slots: usize,
+    /// Attempts that succeeded, and that failed.
+    pub counts: (u64, u64),
+}
+
+/// What a claim brought.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// A submitted plan, to be opened as a batch.
+    Plan(Held),
+    /// A task that runs now.
+    Started,
+    /// Nothing to claim.
+    Nothing,
+}
+
+impl Attempts {
+    /// At most `slots` at once.
+    pub(crate) fn new(containment: Containment, worker: PathBuf, slots: usize) -> Attempts {
+        Attempts {
+            running: Vec::new(),
+            unsettled: Vec::new(),
+            containment,
+            worker,
+            slots,
+            counts: (0, 0),
+        }
+    }
+
+    /// Attempts that run.
+    pub(crate) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Claims the next task of class `brain`.
+    pub(crate) fn take(&mut self, brain: &mut Context, now: Instant) -> Result<Taken> {
+        // Submissions are taken up even while all slots are in use.
+        let names: Vec<FileName> = brain
+            .index(Class::Brain)
+            .shapes(now)
+            .into_iter()
+            .map(|(_, _, first)| first)
+            .collect();
+        for name in names {
+            let candidate = claim::candidate(&brain.rig, Class::Brain, &name)?;
+            let held = match candidate {
+                Candidate::Ready(held) => held,
+                Candidate::LockBusy => {
+                    brain.index(Class::Brain).defer(&name, now);
+                    continue;
+                }
+                Candidate::LostRace => {
+                    brain.index(Class::Brain).remove(&name);
+                    continue;
+                }
+                Candidate::Quarantined { reason } => {
+                    tracing::warn!(task = %name.id, "Moved {} to quarantine: {reason}", name.id.short());
+                    brain.index(Class::Brain).remove(&name);
+                    continue;
+                }
+            };
+            let is_plan = matches!(held.spec.work, Work::Plan(_));
+            if !is_plan && self.running.len() >= self.slots {
+                continue;
+            }
+            let durable = brain.durability.syncs()
+                && (brain.durability == Durability::Strict || held.spec.retries == 0);
+            brain.index(Class::Brain).remove(&name);
+            let Some(held) = held.claim(&brain.rig, BRAIN, durable)? else {
+                continue;
+            };
+            if is_plan {
+                return Ok(Taken::Plan(held));
+            }
+            tracing::info!(task = %name.id, batch = %held.spec.batch, "Claimed brain task: {} ({})", name.id.short(), held.spec.name);
+            self.start(brain, held)?;
+            return Ok(Taken::Started);
+        }
+        Ok(Taken::Nothing)
+    }
+
+    /// Ends what has exited: records, moves.
+    pub(crate) fn reap(&mut self, brain: &mut Context) -> Result<()> {
+        let mut index = 0;
+        while let Some(running) = self.running.get_mut(index) {
+            let Some(status) = running.try_wait().context("wait for a worker")? else {
+                index += 1;
+                continue;
+            };
+            let running = self.running.swap_remove(index);
+            let grace = brain.config.timing.grace;
+            let settled = rigor_exec::settle(
+                &brain.rig,
+                BRAIN,
+                &self.containment,
+                &running,
+                status,
+                None,
+                grace,
+            );
+            match settled {
+                Ok(record) => {
+                    let worked = record.outcome == Outcome::Succeeded;
+                    let (done, failed) = &mut self.counts;
+                    *(if worked { done } else { failed }) += 1;
+                    tracing::info!(task = %record.id, batch = %record.batch,
+                        "Worker {}-{} finished: {} ({:.1}s)", BRAIN, running.pid(),
+                        if worked { "OK" } else { "FAIL" }, record.duration_ms as f64 / 1000.0);
+                    self.unsettled.push((running.name, record));
+                }
+                Err(error @ ExecError::Unkillable { .. }) => {
+                    tracing::error!(task = %running.spec.id, "{} stays in processing: {error}", running.spec.name);
+                }
+                Err(error) => return Err(error).context("settle an attempt"),
+            }
+        }
+        if self.unsettled.is_empty() {
+            return Ok(());
+        }
+        let ended: Vec<(String, TaskId, u32)> = self
+            .unsettled
+            .iter()
+            .map(|(_, record)| (record.batch.clone(), record.id, record.attempt))
+            .collect();
+        records::commit(&brain.rig, &ended, brain.durability)?;
+        for (name, record) in self.unsettled.drain(..) {
+            rigor_exec::finish(&brain.rig, BRAIN, &name, &record).context("move a task on")?;
+        }
+        Ok(())
+    }
+
+    /// Asks one attempt to end. `false`: it does not run here.
+    pub(crate) fn abort(&self, stem: &str, reason: &str) -> bool {
+        let found = self
+            .running
+            .iter()
+            .find(|running| running.name.attempt_stem() == stem);
+        if let Some(running) = found
+            && let Err(error) = running.terminate(reason)
+        {
+            tracing::warn!("worker {} cannot be told to end: {error}", running.pid());
+        }
+        found.is_some()
+    }
+
+    /// Asks every attempt to end.
+    pub(crate) fn abort_all(&self, reason: &str) {
+        for running in &self.running {
+            self.abort(&running.name.attempt_stem(), reason);
+        }
+    }
+
+    fn start(&mut self, brain: &Context, held: Held) -> Result<()> {
+        let name = held.name;
+        let title = held.spec.name.clone();
+        let mut env = vec![("CUDA_VISIBLE_DEVICES".to_owned(), String::new())];
+        for secret in held.spec.secrets.clone() {
+            let value = brain
+                .config
+                .secret(&secret)
+                .map_err(|error| error.to_string())
+                .and_then(|known| known.resolve().map_err(|error| error.to_string()));
+            match value {
+                Ok(text) => env.push((secret, text.reveal().to_owned())),
+                Err(why) => {
+                    // Its lock is needed to move it on.
+                    drop(held);
+                    return self.not_started(brain, &name, &format!("secret {secret}: {why}"));
+                }
+            }
+        }
+        let launch = Launch {
+            rig: &brain.rig,
+            agent: BRAIN,
+            held,
+            env,
+            containment: &self.containment,
+            worker: &self.worker,
+            output_cap_bytes: brain.config.limits.output_cap_bytes,
+            grace: brain.config.timing.grace,
+        };
+        match rigor_exec::spawn(launch) {
+            Ok(running) => {
+                tracing::info!(task = %name.id, "Spawned worker {BRAIN}-{} (PID {}) for brain task {} ({title})", running.pid(), running.pid(), name.id.short());
+                self.running.push(running);
+                Ok(())
+            }
+            Err(error) => self.not_started(brain, &name, &error.to_string()),
+        }
+    }
+
+    fn not_started(&self, brain: &Context, name: &FileName, reason: &str) -> Result<()> {
+        tracing::warn!(task = %name.id, "{} could not be started: {reason}", name.id.short());
+        rigor_exec::fail_unstarted(
+            &brain.rig,
+            BRAIN,
+            name,
+            FailureKind::Setup,
+            reason,
+            brain.durability,
+        )
+        .context("record a task that could not be started")?;
+        Ok(())
+    }
+
+    /// How processes are contained.
+    pub(crate) fn containment(&self) -> &Containment {
+        &self.containment
+    }
+}

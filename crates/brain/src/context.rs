@@ -1,0 +1,255 @@
+//! What every part of the brain shares: the rig, what is known of it, and what is remembered.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rigor_config::Config;
+use rigor_plan::{PlanTask, WorkTemplate};
+use rigor_queue::index::Index;
+use rigor_queue::lane::Lane;
+use rigor_queue::name::{FileName, Shape, TaskId};
+use rigor_queue::rig::{Place, Rig};
+use rigor_queue::submit::{Durability, Sequence};
+use rigor_queue::task::{Class, TaskSpec};
+use rigor_queue::watch::Watcher;
+
+use crate::expand::{self, ShapeInfo, Shapes};
+use crate::journal::Journal;
+use crate::measured::Measured;
+
+/// Completions are counted over this long.
+const RECENT: Duration = Duration::from_secs(300);
+
+/// A task that is to be cancelled and was between two lanes.
+#[derive(Debug)]
+pub(crate) struct LateCancel {
+    /// Its batch.
+    pub batch: String,
+    /// The task.
+    pub id: TaskId,
+    /// Why.
+    pub reason: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// The rig directory.
+    pub rig: Rig,
+    /// rig.toml.
+    pub config: Config,
+    /// What must survive a power cut.
+    pub durability: Durability,
+    /// Numbers for task files.
+    pub sequence: Sequence,
+    /// Durations and peaks.
+    pub measured: Measured,
+    /// brain_decisions.log.
+    pub journal: Journal,
+    /// Wake-ups.
+    pub watcher: Watcher,
+    /// What is queued, by class.
+    pub queue: BTreeMap<Class, Index>,
+    /// What is claimed, by agent.
+    pub processing: BTreeMap<String, BTreeSet<FileName>>,
+    /// Cancellations to be tried again.
+    pub late: Vec<LateCancel>,
+    shapes: Shapes,
+    completed: VecDeque<Instant>,
+}
+
+impl Context {
+    /// Puts it together; nothing is read yet but what is given.
+    pub(crate) fn new(
+        rig: Rig,
+        config: Config,
+        durability: Durability,
+        sequence: Sequence,
+        journal: Journal,
+        watcher: Watcher,
+    ) -> Context {
+        let measured = Measured::open(&rig);
+        Context {
+            rig,
+            config,
+            durability,
+            sequence,
+            measured,
+            journal,
+            watcher,
+            queue: Class::ALL
+                .into_iter()
+                .map(|class| (class, Index::default()))
+                .collect(),
+            processing: BTreeMap::new(),
+            late: Vec::new(),
+            shapes: Shapes::new(),
+            completed: VecDeque::new(),
+        }
+    }
+
+    /// The index of a class.
+    pub(crate) fn index(&mut self, class: Class) -> &mut Index {
+        self.queue.entry(class).or_default()
+    }
+
+    /// How many tasks of a class are queued.
+    pub(crate) fn queued(&self, class: Class) -> usize {
+        self.queue.get(&class).map_or(0, Index::len)
+    }
+
+    /// Reads all queues and all claimed tasks anew.
+    pub(crate) fn rescan(&mut self) -> Result<()> {
+        for class in Class::ALL {
+            let listing = self.rig.list(Place::Queue(class))?;
+            for path in listing.foreign {
+                self.quarantine_foreign(&path);
+            }
+            self.index(class).replace(listing.names);
+        }
+        self.processing.clear();
+        for agent in self.rig.subdirs(Lane::Processing)? {
+            let names = self.rig.list(Place::Processing(&agent))?.names;
+            self.processing.insert(agent, names.into_iter().collect());
+        }
+        Ok(())
+    }
+
+    /// Moves something that is no task file out of a lane.
+    pub(crate) fn quarantine_foreign(&mut self, path: &Path) {
+        let reason = "its name is not a task file's";
+        match rigor_queue::claim::quarantine(&self.rig, path, reason) {
+            Ok(()) => tracing::warn!("Moved {} to quarantine: {reason}", path.display()),
+            Err(error) => tracing::warn!(
+                "{} is no task file and cannot be moved: {error}",
+                path.display()
+            ),
+        }
+    }
+
+    /// Watches the lanes in which tasks of a batch arrive.
+    pub(crate) fn watch_batch(&mut self, batch: &str) -> Result<()> {
+        self.watcher.watch(&self.rig.dir(Place::Complete(batch)))?;
+        self.watcher.watch(&self.rig.dir(Place::Retry(batch)))?;
+        Ok(())
+    }
+
+    /// Ends [`Context::watch_batch`].
+    pub(crate) fn unwatch_batch(&mut self, batch: &str) {
+        self.watcher.unwatch(&self.rig.dir(Place::Complete(batch)));
+        self.watcher.unwatch(&self.rig.dir(Place::Retry(batch)));
+    }
+
+    /// Whether an operator holds a batch.
+    pub(crate) fn is_held(&self, batch: &str) -> bool {
+        self.hold_file(batch).exists()
+    }
+
+    /// Forgets that a batch is held.
+    pub(crate) fn clear_hold(&self, batch: &str) {
+        // Not there is what is wanted.
+        let _ = std::fs::remove_file(self.hold_file(batch));
+    }
+
+    /// Remembers that a batch is held, over restarts.
+    pub(crate) fn set_hold(&self, batch: &str) -> Result<()> {
+        rigor_queue::submit::replace_file(&self.hold_file(batch), b"", self.durability.syncs())?;
+        Ok(())
+    }
+
+    fn hold_file(&self, batch: &str) -> std::path::PathBuf {
+        self.rig.brain_dir().join("held").join(batch)
+    }
+
+    /// Remembers what a shape stands for.
+    pub(crate) fn learn_shape(&mut self, shape: Shape, spec: &TaskSpec) {
+        self.shapes
+            .entry(shape)
+            .or_insert_with(|| ShapeInfo::of(spec));
+    }
+
+    /// What a queued shape stands for; one that this brain has not seen is read from one of its
+    /// files.
+    pub(crate) fn shape(&mut self, class: Class, shape: Shape) -> Option<ShapeInfo> {
+        if !self.shapes.contains_key(&shape) {
+            let name = self.queue.get(&class)?.any(shape)?;
+            let info = expand::peek_shape(&self.rig, class, &name)?;
+            self.shapes.insert(shape, info);
+        }
+        self.shapes.get(&shape).cloned()
+    }
+
+    /// The name under which a task is queued now.
+    pub(crate) fn queued_name(&self, class: Class, id: TaskId) -> Option<FileName> {
+        self.queue.get(&class)?.find(id)
+    }
+
+    /// The agent that has claimed a task, and its name there.
+    pub(crate) fn processing_name(&self, id: TaskId) -> Option<(String, FileName)> {
+        self.processing.iter().find_map(|(agent, names)| {
+            names
+                .iter()
+                .find(|name| name.id == id)
+                .map(|name| (agent.clone(), *name))
+        })
+    }
+
+    /// A task that could not be found for its cancellation is looked for again.
+    pub(crate) fn cancel_later(&mut self, batch: &str, id: TaskId, reason: &str) {
+        self.late.push(LateCancel {
+            batch: batch.to_owned(),
+            id,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// A task completed.
+    pub(crate) fn note_completed(&mut self, now: Instant) {
+        self.completed.push_back(now);
+    }
+
+    /// Tasks completed in the last five minutes.
+    pub(crate) fn completed_recently(&mut self, now: Instant) -> usize {
+        while self
+            .completed
+            .front()
+            .is_some_and(|at| now.duration_since(*at) > RECENT)
+        {
+            self.completed.pop_front();
+        }
+        self.completed.len()
+    }
+
+    /// The model that a task's instances need, by name: its own, or the smallest of its tier, or
+    /// the rig's default. None for tasks that need none.
+    pub(crate) fn model_for(&self, task: &PlanTask) -> Result<Option<String>, String> {
+        let needs = task.class == Class::Llm || matches!(task.work, WorkTemplate::Prompt(_));
+        if !needs || task.model.is_some() {
+            return Ok(task.model.clone());
+        }
+        let models = &self.config.models;
+        let chosen = match task.min_tier {
+            Some(tier) => models
+                .iter()
+                .filter(|model| model.tier >= tier && model.kind == rigor_config::ModelKind::Chat)
+                .min_by_key(|model| model.tier)
+                .map(|model| model.id.clone())
+                .ok_or_else(|| format!("no model of rig.toml has tier {tier} or more"))?,
+            None => self
+                .config
+                .gpus
+                .iter()
+                .find_map(|gpu| gpu.model.clone())
+                .or_else(|| {
+                    models
+                        .iter()
+                        .find(|model| model.kind == rigor_config::ModelKind::Chat)
+                        .map(|model| model.id.clone())
+                })
+                .ok_or("it needs a model and rig.toml has none; add a [[model]]")?,
+        };
+        Ok(Some(chosen))
+    }
+}

@@ -1,0 +1,635 @@
+//! The loop: one closed set of events in, everything that follows from them done, then sleep
+//! until the next event or the next thing that is due.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use jiff::Timestamp;
+use rigor_queue::claim::{self, Held, Opened};
+use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat};
+use rigor_queue::lane::{Lane, Move};
+use rigor_queue::name::{FileName, TaskId};
+use rigor_queue::presence::{self, ComponentLock};
+use rigor_queue::record::{FailureKind, Outcome};
+use rigor_queue::records;
+use rigor_queue::rig::{BRAIN, Place, RIG_BATCH};
+use rigor_queue::task::{Class, Work};
+use rigor_queue::watch::Wake;
+use serde_json::json;
+
+use crate::agents::Agents;
+use crate::attempts::{Attempts, Taken};
+use crate::batch::{Batch, record_of};
+use crate::context::Context;
+use crate::graph::Ending;
+use crate::journal::Entry;
+use crate::monitor;
+use crate::place::Placer;
+
+/// Placement is decided at most so often, however many events come.
+const PLACE_EVERY: Duration = Duration::from_millis(200);
+/// Lanes are compared with memory so often while batches are active, in case a wake-up was lost.
+const RECONCILE_EVERY: Duration = Duration::from_secs(30);
+/// Cancellations of tasks that were between two lanes are tried again so often.
+const LATE_EVERY: Duration = Duration::from_millis(200);
+/// Measurements are stored so often while they change.
+const STORE_EVERY: Duration = Duration::from_secs(1);
+
+/// All that can wake the brain.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A directory changed.
+    Wake(Wake),
+    /// A worker exited.
+    ChildExited,
+    /// Somebody wants the brain to end.
+    Stop(&'static str),
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub(crate) struct Dispatcher {
+    brain: Context,
+    batches: BTreeMap<String, Batch>,
+    attempts: Attempts,
+    agents: Agents,
+    placer: Placer,
+    events: Receiver<Event>,
+    started: Timestamp,
+    beats: u64,
+    stopping: bool,
+    place_wanted: bool,
+    signalled: bool,
+    rescan: bool,
+    next: Due,
+}
+
+/// When things are due.
+#[derive(Debug)]
+struct Due {
+    agents: Instant,
+    beat: Instant,
+    monitor: Instant,
+    place: Instant,
+    reconcile: Instant,
+    late: Instant,
+    store: Instant,
+}
+
+impl Dispatcher {
+    /// Ready to run.
+    pub(crate) fn new(brain: Context, attempts: Attempts, events: Receiver<Event>) -> Dispatcher {
+        let now = Instant::now();
+        Dispatcher {
+            brain,
+            batches: BTreeMap::new(),
+            attempts,
+            agents: Agents::default(),
+            placer: Placer::default(),
+            events,
+            started: Timestamp::now(),
+            beats: 0,
+            stopping: false,
+            place_wanted: true,
+            signalled: true,
+            rescan: false,
+            next: Due {
+                agents: now,
+                beat: now,
+                monitor: now,
+                place: now,
+                reconcile: now,
+                late: now,
+                store: now,
+            },
+        }
+    }
+
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self, lock: &ComponentLock) -> Result<()> {
+        self.restore(lock)?;
+        tracing::info!("Brain ready: {} active batches", self.batches.len());
+        loop {
+            let now = Instant::now();
+            let due = self.step(now)?;
+            if self.stopping && self.attempts.running() == 0 {
+                break;
+            }
+            let wait = due.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(wait) {
+                Ok(event) => self.take_in(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    anyhow::bail!("the watcher and the signal thread have both ended");
+                }
+            }
+            // Everything that is there already belongs to the same step.
+            while let Ok(event) = self.events.try_recv() {
+                self.take_in(event);
+            }
+        }
+        self.attempts.reap(&mut self.brain)?;
+        let (done, failed) = self.attempts.counts;
+        tracing::info!(
+            "Brain shutting down - completed {done}, failed {failed}; {} batches stay active",
+            self.batches.len()
+        );
+        self.beat(Health::Draining)
+    }
+
+    /// Takes everything from disk.
+    fn restore(&mut self, lock: &ComponentLock) -> Result<()> {
+        let rig = self.brain.rig.clone();
+        for class in Class::ALL {
+            self.brain.watcher.watch(&rig.dir(Place::Queue(class)))?;
+        }
+        self.brain.watcher.watch(&rig.dir(Place::Quarantine))?;
+        self.brain.watcher.watch(&rig.signals_dir(BRAIN))?;
+        self.brain
+            .watcher
+            .watch(&rig.dir(Place::Processing(BRAIN)))?;
+        self.recover_own(lock)?;
+        self.brain.rescan()?;
+        self.placer.restore(&mut self.brain)?;
+        for name in rig.list(Place::Processing(BRAIN))?.names {
+            match claim::open_in(&rig, Place::Processing(BRAIN), &name)? {
+                Opened::Held(held) => self.open_batch(held)?,
+                Opened::Gone | Opened::Untrusted { .. } => {}
+                Opened::Busy => tracing::warn!(
+                    "{name} in processing/brain is locked by another process; left alone"
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    /// What an earlier brain was running itself when it died.
+    fn recover_own(&mut self, lock: &ComponentLock) -> Result<()> {
+        let limits = rigor_exec::recovery::RecoveryLimits {
+            grace: self.brain.config.timing.grace,
+            uncharged_attempts: self.brain.config.limits.uncharged_attempts,
+            durability: self.brain.durability,
+        };
+        let recovered = rigor_exec::recovery::recover(
+            &self.brain.rig,
+            BRAIN,
+            lock,
+            self.attempts.containment(),
+            limits,
+            "the brain died",
+        )?;
+        if recovered.requeued.len() + recovered.adopted.len() > 0 {
+            tracing::warn!(
+                "The brain had died: requeued {} tasks of its own, adopted {} results, killed {} processes",
+                recovered.requeued.len(),
+                recovered.adopted.len(),
+                recovered.killed
+            );
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, event: Event) {
+        match event {
+            Event::ChildExited => {}
+            Event::Wake(Wake::Rescan) => {
+                tracing::warn!(
+                    "Wake-ups were lost (the kernel's queue overflowed): reading every directory again"
+                );
+                self.rescan = true;
+            }
+            Event::Wake(Wake::Failed(why)) => {
+                tracing::warn!("Watching failed: {why}; reading every directory again");
+                self.rescan = true;
+            }
+            Event::Wake(Wake::Added(path)) => self.changed(&path, true),
+            Event::Wake(Wake::Removed(path)) => self.changed(&path, false),
+            Event::Stop(what) => {
+                if self.stopping {
+                    tracing::warn!(
+                        "{what} again: ending {} running tasks",
+                        self.attempts.running()
+                    );
+                    self.attempts.abort_all("the brain was stopped");
+                } else {
+                    tracing::info!(
+                        "{what}: draining ({} tasks of the brain's own are running)",
+                        self.attempts.running()
+                    );
+                    self.stopping = true;
+                }
+            }
+        }
+    }
+
+    /// One change in a watched directory.
+    fn changed(&mut self, path: &Path, added: bool) {
+        let Ok(relative) = path.strip_prefix(self.brain.rig.root()) else {
+            return;
+        };
+        let parts: Vec<&str> = relative
+            .components()
+            .filter_map(|part| match part {
+                Component::Normal(name) => name.to_str(),
+                _ => None,
+            })
+            .collect();
+        if parts.last().is_none_or(|name| name.starts_with('.')) {
+            return;
+        }
+        let name = |text: &str| text.parse::<FileName>().ok();
+        match parts[..] {
+            ["tasks", "queue", class, file] => {
+                let Some(class) = Class::parse(class) else {
+                    return;
+                };
+                match name(file) {
+                    Some(name) if added => {
+                        self.brain.index(class).insert(name);
+                        if class == Class::Meta {
+                            self.placer.appeared(&self.brain, &name);
+                        }
+                    }
+                    Some(name) => self.brain.index(class).remove(&name),
+                    None if added => self.brain.quarantine_foreign(path),
+                    None => {}
+                }
+                self.place_wanted |= matches!(class, Class::Llm | Class::Script | Class::Meta);
+            }
+            ["tasks", "processing", agent, file] => {
+                if let Some(name) = name(file) {
+                    let names = self.brain.processing.entry(agent.to_owned()).or_default();
+                    if added {
+                        names.insert(name);
+                    } else {
+                        names.remove(&name);
+                    }
+                }
+            }
+            ["tasks", lane @ ("complete" | "retry"), batch, file] if added => {
+                if let Some(name) = name(file) {
+                    let result = self.arrived(batch, lane == "complete", name);
+                    self.or_say(batch, result);
+                }
+            }
+            ["tasks", "quarantine", file] if added => {
+                if let Some(name) = name(file) {
+                    for batch in self.batches.values_mut() {
+                        batch.quarantined(name);
+                    }
+                }
+            }
+            ["signals", "brain", _] if added => self.signalled = true,
+            ["agents", agent, "heartbeat.json"] if added => {
+                self.place_wanted |= self
+                    .agents
+                    .read_heartbeat(&self.brain, agent, Instant::now());
+            }
+            _ => {}
+        }
+    }
+
+    fn arrived(&mut self, batch: &str, complete: bool, name: FileName) -> Result<()> {
+        if batch == RIG_BATCH {
+            self.place_wanted = true;
+            return if complete {
+                self.placer.completed(&mut self.brain, &name)
+            } else {
+                self.placer.failed(&mut self.brain, name)
+            };
+        }
+        match self.batches.get_mut(batch) {
+            Some(batch) if complete => batch.completed(&mut self.brain, name),
+            Some(batch) => batch.failed_attempt(&mut self.brain, name),
+            None => Ok(()),
+        }
+    }
+
+    /// Does all that is due, and returns when the next thing is.
+    fn step(&mut self, now: Instant) -> Result<Instant> {
+        if std::mem::take(&mut self.rescan) {
+            self.brain.rescan()?;
+            self.next.reconcile = now;
+            self.signalled = true;
+            self.place_wanted = true;
+        }
+        self.attempts.reap(&mut self.brain)?;
+        if std::mem::take(&mut self.signalled) {
+            self.take_signals()?;
+        }
+        if !self.stopping {
+            self.claim(now)?;
+        }
+        if now >= self.next.late {
+            self.next.late = now + LATE_EVERY;
+            self.cancel_late();
+        }
+        if now >= self.next.reconcile {
+            self.next.reconcile = now + RECONCILE_EVERY;
+            self.each_batch(|batch, brain| batch.reconcile(brain));
+        }
+        let mut due = self.advance(now)?;
+        if now >= self.next.agents {
+            self.next.agents = now + self.brain.config.timing.lock_poll;
+            let containment = self.attempts.containment().clone();
+            self.place_wanted |= self.agents.look(&mut self.brain, &containment, now)?;
+            self.agents.note_idle_models(now);
+        }
+        if now >= self.next.beat {
+            self.next.beat = now + self.brain.config.timing.heartbeat_every;
+            self.beat(if self.stopping {
+                Health::Draining
+            } else {
+                Health::Healthy
+            })?;
+        }
+        if now >= self.next.monitor {
+            self.next.monitor = now + self.brain.config.timing.monitor_every;
+            monitor::say(&mut self.brain, &self.agents, self.batches.len(), now);
+        }
+        if now >= self.next.store {
+            self.next.store = now + STORE_EVERY;
+            self.brain.measured.store()?;
+        }
+        let load_due = self.placer.due(&self.brain);
+        self.place_wanted |= load_due.is_some_and(|at| at <= now);
+        if self.place_wanted && now >= self.next.place && !self.stopping {
+            self.place_wanted = false;
+            self.next.place = now + PLACE_EVERY;
+            self.placer.decide(&mut self.brain, &self.agents, now)?;
+        }
+        due = due
+            .min(self.next.agents)
+            .min(self.next.beat)
+            .min(self.next.monitor);
+        if self.place_wanted && !self.stopping {
+            due = due.min(self.next.place);
+        }
+        if !self.brain.late.is_empty() {
+            due = due.min(self.next.late);
+        }
+        Ok(load_due
+            .filter(|at| *at > now)
+            .map_or(due, |at| due.min(at)))
+    }
+
+    /// Claims submissions and tasks of the brain's own.
+    fn claim(&mut self, now: Instant) -> Result<()> {
+        loop {
+            match self.attempts.take(&mut self.brain, now)? {
+                Taken::Plan(held) => self.open_batch(held)?,
+                Taken::Started => {}
+                Taken::Nothing => return Ok(()),
+            }
+        }
+    }
+
+    fn open_batch(&mut self, held: Held) -> Result<()> {
+        let Work::Plan(submission) = &held.spec.work else {
+            return Ok(());
+        };
+        let (id, plan) = (held.spec.batch.clone(), held.spec.plan.clone());
+        let bytes = submission.source.len();
+        self.brain.journal.write(
+            Entry::PlanRead,
+            &format!("Read the plan of {id}: {bytes} bytes"),
+            json!({"batch": id, "plan": plan, "bytes": bytes}),
+        );
+        match Batch::open(&mut self.brain, held) {
+            Ok(batch) => {
+                let tasks = batch.plan.tasks.len();
+                let message = format!("Batch {id} started: plan {plan}, {tasks} tasks in its plan");
+                tracing::info!(batch = %id, "{message}");
+                self.brain.journal.write(
+                    Entry::PlanParsed,
+                    &message,
+                    json!({"batch": id, "plan": plan, "tasks": tasks}),
+                );
+                self.batches.insert(id, batch);
+            }
+            Err((held, problems)) => {
+                tracing::warn!(batch = %id, "Batch {id} is rejected: {problems}");
+                self.brain.journal.write(
+                    Entry::PlanRejected,
+                    &format!("Batch {id} is rejected"),
+                    json!({"batch": id, "problems": problems}),
+                );
+                self.brain.rig.prepare_batch(&id)?;
+                let outcome = Outcome::Failed {
+                    kind: FailureKind::Plan,
+                    reason: problems,
+                };
+                records::replace(&self.brain.rig, &record_of(&held.spec, &held.name, outcome))?;
+                held.close(&self.brain.rig, Move::CloseFailed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets every batch do what it can, closes those that are over.
+    fn advance(&mut self, now: Instant) -> Result<Instant> {
+        let mut due = now + RECONCILE_EVERY;
+        let mut over: Vec<(String, Ending)> = Vec::new();
+        for (id, batch) in &mut self.batches {
+            let next = batch.retry_due(&mut self.brain, now);
+            match next.and_then(|next| Ok((next, batch.advance(&mut self.brain)?))) {
+                Ok((next, ending)) => {
+                    due = next.map_or(due, |at| due.min(at));
+                    over.extend(ending.map(|ending| (id.clone(), ending)));
+                }
+                Err(error) => {
+                    // The rest of the rig goes on; this batch is looked at again soon.
+                    tracing::error!(batch = %id, "Batch {id} cannot go on: {error:#}; trying again");
+                    due = due.min(now + Duration::from_secs(1));
+                }
+            }
+            if let Some(at) = batch.refresh_view(&self.brain, now)? {
+                due = due.min(at);
+            }
+        }
+        for (id, ending) in over {
+            let Some(batch) = self.batches.remove(&id) else {
+                continue;
+            };
+            batch.close(&mut self.brain, ending)?;
+        }
+        Ok(due)
+    }
+
+    fn each_batch(&mut self, mut act: impl FnMut(&mut Batch, &mut Context) -> Result<()>) {
+        for (id, batch) in &mut self.batches {
+            if let Err(error) = act(batch, &mut self.brain) {
+                tracing::error!(batch = %id, "Batch {id}: {error:#}");
+            }
+        }
+    }
+
+    fn cancel_late(&mut self) {
+        for late in std::mem::take(&mut self.brain.late) {
+            if let Some(batch) = self.batches.get_mut(&late.batch)
+                && let Some((task, instance)) = batch.graph.find(late.id)
+            {
+                batch.graph.cancel(task, instance, &late.reason);
+            }
+        }
+    }
+
+    fn take_signals(&mut self) -> Result<()> {
+        for (signal, _) in presence::signals(&self.brain.rig, BRAIN)? {
+            let result = self.obey(&signal);
+            self.or_say(&signal, result);
+            presence::unsend(&self.brain.rig, BRAIN, &signal)?;
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, signal: &str) -> Result<()> {
+        let Some((target, verb)) = signal.rsplit_once('.') else {
+            anyhow::bail!("it is no signal that the brain knows");
+        };
+        let id: Option<TaskId> = target.parse().ok();
+        tracing::info!("Signal: {verb} {target}");
+        match (verb, id) {
+            ("abort" | "kill", _) => {
+                self.attempts.abort(target, "ended by request");
+                Ok(())
+            }
+            ("cancel", None) => {
+                let batch = self.batch(target)?;
+                batch.cancel_all();
+                Ok(())
+            }
+            ("hold", None) => {
+                self.brain.set_hold(target)?;
+                self.batch(target)?.graph.hold();
+                Ok(())
+            }
+            ("release", None) => {
+                self.brain.clear_hold(target);
+                self.batch(target)?.graph.release();
+                Ok(())
+            }
+            ("retry", None) => self.revive(target, None),
+            ("cancel", Some(id)) => {
+                let owner = self
+                    .batches
+                    .values_mut()
+                    .find(|batch| batch.graph.find(id).is_some());
+                owner
+                    .ok_or_else(|| anyhow::anyhow!("no active batch has task {target}"))?
+                    .cancel_one(id);
+                Ok(())
+            }
+            ("retry", Some(id)) => {
+                let batch = self.batch_of(id)?;
+                self.revive(&batch, Some(id))
+            }
+            _ => anyhow::bail!("it is no signal that the brain knows"),
+        }
+    }
+
+    fn batch(&mut self, id: &str) -> Result<&mut Batch> {
+        self.batches
+            .get_mut(id)
+            .ok_or_else(|| anyhow::anyhow!("batch {id} is not active"))
+    }
+
+    /// The batch of a task that failed or was cancelled, active or not.
+    fn batch_of(&self, id: TaskId) -> Result<String> {
+        if let Some(batch) = self
+            .batches
+            .values()
+            .find(|batch| batch.graph.find(id).is_some())
+        {
+            return Ok(batch.id.clone());
+        }
+        for lane in [Lane::Failed, Lane::Cancelled] {
+            for batch in self.brain.rig.subdirs(lane)? {
+                let place = if lane == Lane::Failed {
+                    Place::Failed(&batch)
+                } else {
+                    Place::Cancelled(&batch)
+                };
+                if self
+                    .brain
+                    .rig
+                    .list(place)?
+                    .names
+                    .iter()
+                    .any(|name| name.id == id)
+                {
+                    return Ok(batch);
+                }
+            }
+        }
+        anyhow::bail!("no task {id} has failed or was cancelled")
+    }
+
+    /// Opens a batch again if it is closed, and revives what failed.
+    fn revive(&mut self, id: &str, only: Option<TaskId>) -> Result<()> {
+        if !self.batches.contains_key(id) {
+            self.reopen(id)?;
+        }
+        let Some(batch) = self.batches.get_mut(id) else {
+            anyhow::bail!("batch {id} could not be opened again");
+        };
+        let count = batch.revive(&mut self.brain, only)?;
+        tracing::info!(batch = %id, "Batch {id}: {count} tasks are tried again");
+        Ok(())
+    }
+
+    fn reopen(&mut self, id: &str) -> Result<()> {
+        let root = TaskId::derive(id, "_plan", None);
+        let rig = self.brain.rig.clone();
+        for place in [Place::Failed(id), Place::Cancelled(id), Place::Complete(id)] {
+            let found = rig
+                .list(place)?
+                .names
+                .into_iter()
+                .find(|name| name.id == root);
+            let Some(name) = found else { continue };
+            if let Opened::Held(held) = claim::open_in(&rig, place, &name)?
+                && let Some(held) = held.reopen(&rig)?
+            {
+                return self.open_batch(held);
+            }
+        }
+        anyhow::bail!("there is no batch {id}")
+    }
+
+    fn or_say(&self, what: &str, result: Result<()>) {
+        if let Err(error) = result {
+            tracing::error!("{what}: {error:#}");
+        }
+    }
+
+    fn beat(&mut self, health: Health) -> Result<()> {
+        self.beats += 1;
+        let (completed, failed) = self.attempts.counts;
+        let heartbeat = Heartbeat {
+            schema: 1,
+            sequence: self.beats,
+            at: Timestamp::now(),
+            pid: std::process::id(),
+            started: self.started,
+            health,
+            health_reason: None,
+            gpu: None,
+            llm: LlmBeat::Cold,
+            idle: None,
+            verdicts: BTreeMap::new(),
+            completed,
+            failed,
+            cpu_slots: (
+                self.attempts.running() as u32,
+                self.brain.config.limits.cpu_slots,
+            ),
+            llm_slots: (0, 0),
+        };
+        presence::beat(&self.brain.rig, BRAIN, &heartbeat)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! `logs/brain_decisions.log`: one JSON object a line for everything that the brain decides.
+
+use rigor_telemetry::JsonLog;
+use serde_json::{Value, json};
+
+/// The types of entries, as docs/logging.md lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// A submission was taken up.
+    PlanRead,
+    /// It is a plan.
+    PlanParsed,
+    /// It is none.
+    PlanRejected,
+    /// Task files were written.
+    TaskCreated,
+    /// Tasks became claimable.
+    TaskReleased,
+    /// A foreach was expanded.
+    ForeachExpand,
+    /// A model goes somewhere, or does not.
+    ResourceDecision,
+    /// A load or unload task was written or withdrawn.
+    ResourceTask,
+    /// The monitor line, with all its figures.
+    Monitor,
+    /// An agent died.
+    AgentDead,
+    /// What it left was taken back.
+    OrphanRequeue,
+    /// A failed attempt is followed by another.
+    Retry,
+    /// A failed attempt was the last, or a task was cancelled.
+    Abandon,
+    /// A load that nobody took.
+    LoadStale,
+    /// An attempt was told to end.
+    AbortSignal,
+    /// A batch ended well.
+    BatchComplete,
+    /// A batch ended otherwise.
+    BatchFailed,
+}
+
+impl Entry {
+    fn as_str(self) -> &'static str {
+        match self {
+            Entry::PlanRead => "PLAN_READ",
+            Entry::PlanParsed => "PLAN_PARSED",
+            Entry::PlanRejected => "PLAN_REJECTED",
+            Entry::TaskCreated => "TASK_CREATED",
+            Entry::TaskReleased => "TASK_RELEASED",
+            Entry::ForeachExpand => "FOREACH_EXPAND",
+            Entry::ResourceDecision => "RESOURCE_DECISION",
+            Entry::ResourceTask => "RESOURCE_TASK",
+            Entry::Monitor => "MONITOR",
+            Entry::AgentDead => "AGENT_DEAD",
+            Entry::OrphanRequeue => "ORPHAN_REQUEUE",
+            Entry::Retry => "RETRY",
+            Entry::Abandon => "ABANDON",
+            Entry::LoadStale => "LOAD_STALE",
+            Entry::AbortSignal => "ABORT_SIGNAL",
+            Entry::BatchComplete => "BATCH_COMPLETE",
+            Entry::BatchFailed => "BATCH_FAILED",
+        }
+    }
+}
+
+/// The decision log.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    log: JsonLog,
+}
+
+impl Journal {
+    /// Appends to `log`.
+    pub(crate) fn new(log: JsonLog) -> Journal {
+        Journal { log }
+    }
+
+    /// One decision.
+    pub(crate) fn write(&mut self, entry: Entry, message: &str, details: Value) {
+        self.log.append(&json!({
+            "timestamp": jiff::ZonedDateTime::now().strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string(),
+            "type": entry.as_str(),
+            "message": message,
+            "details": details,
+        }));
+    }
+}

@@ -1,0 +1,134 @@
+//! The brain: releases tasks, places models, watches, retries, reports.
+//!
+//! One loop ([`dispatcher`]): wake-ups come in, decisions are made by pure functions ([`graph`],
+//! `rigor_policy`), and their results are files. All that is remembered can be taken from disk
+//! again, so a brain can be killed at any moment.
+
+mod agents;
+mod attempts;
+mod batch;
+mod context;
+mod dispatcher;
+mod events;
+mod expand;
+mod graph;
+mod journal;
+mod measured;
+mod monitor;
+mod place;
+mod signals;
+mod summary;
+mod view;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use rigor_config::Config;
+use rigor_exec::Containment;
+use rigor_queue::presence::{ComponentLock, Role};
+use rigor_queue::rig::{BRAIN, Rig};
+use rigor_queue::submit::{Durability, Sequence};
+use rigor_queue::watch::Watcher;
+use rigor_telemetry::{Format, JsonLog, Options};
+
+use crate::attempts::Attempts;
+use crate::context::Context;
+use crate::dispatcher::{Dispatcher, Event};
+use crate::journal::Journal;
+
+/// The brain of a rig: turns submitted plans into tasks, releases them as dependencies are met,
+/// decides which GPU holds which LLM, retries, recovers what dead agents left, and reports.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Example:\n  brain --rig ./rig\n\nCtrl-C (SIGTERM) drains and exits, a second one stops at once."
+)]
+pub struct Args {
+    /// The rig directory
+    #[arg(long, env = "RIGOR_DIR", default_value = "./rig")]
+    rig: PathBuf,
+    /// The form of lines on stderr: short (default in a terminal), text, json
+    #[arg(long)]
+    log_format: Option<Format>,
+}
+
+/// Runs until told to stop. Exit code 0 after a drain, 1 after an error.
+pub fn main(args: Args) -> ExitCode {
+    match start(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Logging may not be up yet, and a terminal wants it in any case.
+            eprintln!("brain: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &Args) -> Result<()> {
+    let config = Config::load(&args.rig)?;
+    let rig = Rig::open(&args.rig)?;
+    let lock = ComponentLock::acquire(&rig, BRAIN, Role::Running)?;
+    let options = Options {
+        log_file: Some(rig.logs_dir().join("brain.log")),
+        level_variables: &["BRAIN_LOG_LEVEL"],
+        format: args.log_format,
+        max_size_bytes: config.log.max_size_bytes,
+        keep: config.log.keep,
+        ..Options::new(BRAIN)
+    };
+    let guard = rigor_telemetry::init(&options)?;
+    rigor_telemetry::install_panic_hook("Brain");
+    let result = run(rig, config, &lock);
+    if let Err(error) = &result {
+        rigor_telemetry::log_crash("Brain", error.as_ref(), error.backtrace());
+    }
+    drop(lock);
+    drop(guard);
+    result
+}
+
+fn run(rig: Rig, config: Config, lock: &ComponentLock) -> Result<()> {
+    let durability = match config.rig.durability {
+        rigor_config::Durability::Default => Durability::Default,
+        rigor_config::Durability::Strict => Durability::Strict,
+        rigor_config::Durability::Process => Durability::Process,
+    };
+    std::fs::create_dir_all(rig.brain_dir().join("batches")).context("make brain/batches")?;
+    let (sender, events) = std::sync::mpsc::channel();
+    let wakes = sender.clone();
+    // The loop owns the receiver for as long as it runs; after that nobody listens, rightly.
+    let watcher = Watcher::new(move |wake| drop(wakes.send(Event::Wake(wake))))?;
+    let _signals = signals::listen(sender)?;
+    let containment = Containment::detect(&config.rig.id);
+    let worker = rigor_exec::find_worker()?;
+    let slots = config.limits.cpu_slots as usize;
+    let decisions = rig.logs_dir().join("brain_decisions.log");
+    let journal = JsonLog::open(&decisions, config.log.max_size_bytes, config.log.keep)
+        .with_context(|| format!("open {}", decisions.display()))?;
+    tracing::info!(
+        "Brain starting: rig {} ({}), {} GPUs{}, {} models, containment: {}",
+        config.rig.name,
+        rig.root().display(),
+        config.gpus.len(),
+        if config.nvml.simulated {
+            " (stand-ins)"
+        } else {
+            ""
+        },
+        config.models.len(),
+        containment.tier(),
+    );
+    let sequence = Sequence::open(&rig, durability)?;
+    let brain = Context::new(
+        rig,
+        config,
+        durability,
+        sequence,
+        Journal::new(journal),
+        watcher,
+    );
+    let attempts = Attempts::new(containment, worker, slots);
+    Dispatcher::new(brain, attempts, events).run(lock)
+}

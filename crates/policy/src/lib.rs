@@ -1,0 +1,8 @@
+//! Decisions as pure functions of a snapshot, each with its reason.
+//!
+//! No clock, no files, no randomness: `now` is an argument, and the function that decides is the
+//! one that says why.
+
+pub mod admission;
+pub mod placement;
+pub mod retry;

@@ -1,6 +1,6 @@
 //! One active batch: carries out what its graph decides, in files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ use crate::{summary, view};
 /// Between two writings of a batch's view while it changes.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
 
+/// So many tasks released at once are worth a line at INFO.
+const WAVE: usize = 10;
+
 /// One active batch.
 #[derive(Debug)]
 pub(crate) struct Batch {
@@ -47,6 +50,7 @@ pub(crate) struct Batch {
     events: EventLog,
     retries: BTreeMap<TaskId, (Instant, FileName)>,
     cancelled: bool,
+    announced: BTreeSet<usize>,
     viewed: Option<Instant>,
     changed: bool,
 }
@@ -91,6 +95,7 @@ impl Batch {
             root,
             retries: BTreeMap::new(),
             cancelled: false,
+            announced: BTreeSet::new(),
             viewed: None,
             changed: true,
         };
@@ -216,6 +221,7 @@ impl Batch {
             }
         }
         for (task, ids) in released {
+            let first = self.announced.insert(task);
             let task = &self.plan.tasks[task];
             let message = format!(
                 "Released {} {} of {}",
@@ -223,7 +229,13 @@ impl Batch {
                 plural(&task.id, ids.len()),
                 self.id
             );
-            tracing::info!(batch = %self.id, "{message}");
+            // With dependencies item by item most releases are of one task: a line for the first
+            // of a task and for waves, the rest for who looks closely.
+            if first || ids.len() >= WAVE {
+                tracing::info!(batch = %self.id, "{message}");
+            } else {
+                tracing::debug!(batch = %self.id, "{message}");
+            }
             self.events
                 .write("released", json!({"task": task.id, "count": ids.len()}));
             let shown: Vec<String> = ids.iter().take(20).map(|id| id.to_string()).collect();
@@ -403,6 +415,35 @@ impl Batch {
             .filter(|_| !self.graph.is_held()))
     }
 
+    /// An operator holds the batch: what nobody has claimed goes back to waiting.
+    pub(crate) fn hold(&mut self, brain: &mut Brain) -> Result<()> {
+        self.graph.hold();
+        self.changed = true;
+        for task in 0..self.plan.tasks.len() {
+            let class = self.plan.tasks[task].class;
+            for instance in 0..self.graph.nodes()[task].instances.len() {
+                let standing = self.graph.instance(task, instance);
+                let name = standing.name;
+                if standing.state != State::Released {
+                    continue;
+                }
+                // Busy: an agent is about to take it. Gone: it has.
+                if let Opened::Held(held) = claim::open_in(&brain.rig, Place::Queue(class), &name)?
+                {
+                    let folder = expand::directory_of(
+                        &brain.rig,
+                        &self.id,
+                        &self.plan.tasks[task].id,
+                        name.id,
+                    )?;
+                    held.withdraw(&brain.rig, &folder)?;
+                    self.graph.moved(task, instance, name, State::Waiting);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// An operator cancels the whole batch.
     pub(crate) fn cancel_all(&mut self) {
         self.cancelled = true;
@@ -475,7 +516,7 @@ impl Batch {
     }
 
     /// The batch is over: writes its summary, closes its root task.
-    pub(crate) fn close(mut self, brain: &mut Brain, ending: Ending) -> Result<()> {
+    pub(crate) fn close(&mut self, brain: &mut Brain, ending: Ending) -> Result<()> {
         let step = match (self.cancelled, &ending) {
             (true, _) => Move::CloseCancelled,
             (false, Ending::Complete) => Move::Complete,
@@ -483,9 +524,9 @@ impl Batch {
         };
         let state = step.rule().to;
         let totals = self.graph.totals();
-        let summary = summary::make(brain, &self, state)?;
-        let written = summary::write(&self, &summary)
-            .and_then(|()| summary::copy_failed_logs(brain, &self, &summary));
+        let summary = summary::make(brain, self, state)?;
+        let written = summary::write(self, &summary)
+            .and_then(|()| summary::copy_failed_logs(brain, self, &summary));
         if let Err(error) = written {
             tracing::warn!(batch = %self.id, "the summary of {} could not be written: {error:#}", self.id);
         }
@@ -531,9 +572,9 @@ impl Batch {
             tracing::warn!(batch = %self.id, "{message}");
         }
         brain.journal.write(entry, &message, json!({"batch": self.id, "done": totals.done, "failed": totals.failed, "cancelled": totals.cancelled}));
+        self.root.close(&brain.rig, step)?;
         brain.unwatch_batch(&self.id);
         brain.clear_hold(&self.id);
-        self.root.close(&brain.rig, step)?;
         Ok(())
     }
 
@@ -571,6 +612,7 @@ impl Batch {
         for name in brain.rig.list(Place::Retry(&self.id))?.names {
             self.failed_attempt(brain, name)?;
         }
+        self.graph.stop_rest();
         for name in brain.rig.list(Place::Quarantine)?.names {
             if self
                 .graph

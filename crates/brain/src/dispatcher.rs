@@ -35,6 +35,10 @@ const PLACE_EVERY: Duration = Duration::from_millis(200);
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 /// Cancellations of tasks that were between two lanes are tried again so often.
 const LATE_EVERY: Duration = Duration::from_millis(200);
+/// What failed is tried again so often.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// Files that a dead writer left unfinished are removed when they are this old.
+const LITTER_AGE: Duration = Duration::from_secs(60);
 /// Measurements are stored so often while they change.
 const STORE_EVERY: Duration = Duration::from_secs(1);
 
@@ -64,6 +68,7 @@ pub(crate) struct Dispatcher {
     place_wanted: bool,
     signalled: bool,
     rescan: bool,
+    complaint: Option<String>,
     next: Due,
 }
 
@@ -77,6 +82,7 @@ struct Due {
     reconcile: Instant,
     late: Instant,
     store: Instant,
+    sweep: Instant,
 }
 
 impl Dispatcher {
@@ -96,6 +102,7 @@ impl Dispatcher {
             place_wanted: true,
             signalled: true,
             rescan: false,
+            complaint: None,
             next: Due {
                 agents: now,
                 beat: now,
@@ -104,6 +111,7 @@ impl Dispatcher {
                 reconcile: now,
                 late: now,
                 store: now,
+                sweep: now,
             },
         }
     }
@@ -114,7 +122,18 @@ impl Dispatcher {
         tracing::info!("Brain ready: {} active batches", self.batches.len());
         loop {
             let now = Instant::now();
-            let due = self.step(now)?;
+            let due = match self.step(now) {
+                Ok(due) => {
+                    self.complaint = None;
+                    due
+                }
+                // A full disk or a lane that cannot be written must not end the brain: it says
+                // so and goes on when there is room.
+                Err(error) => {
+                    self.complain(&format!("The brain cannot go on: {error:#}"));
+                    now + TRY_AGAIN
+                }
+            };
             if self.stopping && self.attempts.running() == 0 {
                 break;
             }
@@ -354,6 +373,13 @@ impl Dispatcher {
             self.next.store = now + STORE_EVERY;
             self.brain.measured.store()?;
         }
+        if now >= self.next.sweep {
+            self.next.sweep = now + LITTER_AGE;
+            let swept = self.brain.rig.sweep(LITTER_AGE)?;
+            if swept > 0 {
+                tracing::info!("Removed {swept} unfinished files of writers that died");
+            }
+        }
         let load_due = self.placer.due(&self.brain);
         self.place_wanted |= load_due.is_some_and(|at| at <= now);
         if self.place_wanted && now >= self.next.place && !self.stopping {
@@ -433,6 +459,7 @@ impl Dispatcher {
     fn advance(&mut self, now: Instant) -> Result<Instant> {
         let mut due = now + RECONCILE_EVERY;
         let mut over: Vec<(String, Ending)> = Vec::new();
+        let mut complaints = Vec::new();
         for (id, batch) in &mut self.batches {
             let next = batch.retry_due(&mut self.brain, now);
             match next.and_then(|next| Ok((next, batch.advance(&mut self.brain)?))) {
@@ -442,19 +469,30 @@ impl Dispatcher {
                 }
                 Err(error) => {
                     // The rest of the rig goes on; this batch is looked at again soon.
-                    tracing::error!(batch = %id, "Batch {id} cannot go on: {error:#}; trying again");
-                    due = due.min(now + Duration::from_secs(1));
+                    complaints.push(format!("Batch {id} cannot go on: {error:#}"));
+                    due = due.min(now + TRY_AGAIN);
                 }
             }
             if let Some(at) = batch.refresh_view(&self.brain, now)? {
                 due = due.min(at);
             }
         }
+        for complaint in complaints {
+            self.complain(&complaint);
+        }
         for (id, ending) in over {
-            let Some(batch) = self.batches.remove(&id) else {
+            let Some(batch) = self.batches.get_mut(&id) else {
                 continue;
             };
-            batch.close(&mut self.brain, ending)?;
+            match batch.close(&mut self.brain, ending) {
+                Ok(()) => drop(self.batches.remove(&id)),
+                Err(error) => {
+                    self.complain(&format!(
+                        "Batch {id} is over and cannot be closed: {error:#}"
+                    ));
+                    due = due.min(now + TRY_AGAIN);
+                }
+            }
         }
         Ok(due)
     }
@@ -504,8 +542,10 @@ impl Dispatcher {
             }
             ("hold", None) => {
                 self.brain.set_hold(target)?;
-                self.batch(target)?.graph.hold();
-                Ok(())
+                match self.batches.get_mut(target) {
+                    Some(batch) => batch.hold(&mut self.brain),
+                    None => anyhow::bail!("batch {target} is not active"),
+                }
             }
             ("release", None) => {
                 self.brain.clear_hold(target);
@@ -598,6 +638,14 @@ impl Dispatcher {
             }
         }
         anyhow::bail!("there is no batch {id}")
+    }
+
+    /// Says what went wrong once, not at every try.
+    fn complain(&mut self, message: &str) {
+        if self.complaint.as_deref() != Some(message) {
+            tracing::error!("{message}; trying again every {}s", TRY_AGAIN.as_secs());
+            self.complaint = Some(message.to_owned());
+        }
     }
 
     fn or_say(&self, what: &str, result: Result<()>) {

@@ -131,6 +131,8 @@ pub(crate) struct Node {
     max_parallel: usize,
     foreach: bool,
     cancel_when_expanded: Option<String>,
+    /// Why the first of its instances did not get done.
+    cause: Option<String>,
 }
 
 /// How a batch ended.
@@ -192,6 +194,7 @@ impl Graph {
                     max_parallel: task.max_parallel.map_or(usize::MAX, |most| most as usize),
                     foreach: task.foreach.is_some(),
                     cancel_when_expanded: None,
+                    cause: None,
                 }
             })
             .collect();
@@ -359,6 +362,16 @@ impl Graph {
         }
     }
 
+    /// Cancels again what a batch that is stopping still has open: an attempt that was told to end
+    /// may have been lost with its agent and queued anew.
+    pub(crate) fn stop_rest(&mut self) {
+        if let Some(reason) = self.stopping.clone() {
+            for task in 0..self.nodes.len() {
+                self.cancel_task(task, &reason, true);
+            }
+        }
+    }
+
     /// Why nothing more is started, if so.
     pub(crate) fn stopping(&self) -> Option<&str> {
         self.stopping.as_deref()
@@ -367,11 +380,7 @@ impl Graph {
     /// Cancels one instance and, in time, what depends on it.
     pub(crate) fn cancel(&mut self, task: usize, instance: usize, reason: &str) {
         if !self.nodes[task].instances[instance].state.is_over() {
-            self.steps.push_back(Step::Cancel {
-                task,
-                instance,
-                reason: reason.to_owned(),
-            });
+            self.give_up(task, instance, reason.to_owned());
         }
     }
 
@@ -438,6 +447,7 @@ impl Graph {
         for node in &mut self.nodes {
             node.over = false;
             node.gate_open = false;
+            node.cause = None;
             if matches!(node.phase, Phase::Broken(_) | Phase::Cancelled(_)) {
                 node.phase = Phase::Unexpanded;
             }
@@ -487,35 +497,63 @@ impl Graph {
                 Some(State::Done) => {}
                 Some(State::Failed | State::Split) => {
                     let reason = format!("dependency {}_{item} failed", self.names[dep]);
-                    self.steps.push_back(Step::Cancel {
-                        task,
-                        instance,
-                        reason,
-                    });
+                    self.give_up(task, instance, reason);
                     return;
                 }
                 Some(State::Cancelled) => {
                     let reason = format!("dependency {}_{item} was cancelled", self.names[dep]);
-                    self.steps.push_back(Step::Cancel {
-                        task,
-                        instance,
-                        reason,
-                    });
+                    self.give_up(task, instance, reason);
                     return;
                 }
                 Some(State::Waiting | State::Released | State::Retry) => blocked += 1,
                 None => {
                     let reason = format!("there is no {}_{item} to depend on", self.names[dep]);
-                    self.steps.push_back(Step::Cancel {
-                        task,
-                        instance,
-                        reason,
-                    });
+                    self.give_up(task, instance, reason);
                     return;
                 }
             }
         }
         self.make_ready(task, instance, blocked);
+    }
+
+    /// One instance will not be done.
+    fn give_up(&mut self, task: usize, instance: usize, reason: String) {
+        self.nodes[task].cause.get_or_insert_with(|| reason.clone());
+        self.steps.push_back(Step::Cancel {
+            task,
+            instance,
+            reason,
+        });
+    }
+
+    /// Why a task that is over badly is: `failed (2 of 20, first each_13)`.
+    fn blame(&self, task: usize, how: &str) -> String {
+        let node = &self.nodes[task];
+        let name = &self.names[task];
+        match &node.cause {
+            _ if how == "failed" && node.counts.total > 1 => {
+                let first = node
+                    .instances
+                    .iter()
+                    .find(|instance| instance.state == State::Failed);
+                let item = first
+                    .and_then(|instance| instance.item.as_deref())
+                    .unwrap_or("?");
+                format!(
+                    "dependency {name} failed ({} of {}, first {name}_{item})",
+                    node.counts.failed, node.counts.total
+                )
+            }
+            Some(cause) if how == "was cancelled" => {
+                // Only the root of a chain of cancellations helps.
+                let root = match cause.rsplit_once(": dependency ") {
+                    Some((_, root)) => format!("dependency {root}"),
+                    None => cause.clone(),
+                };
+                format!("dependency {name} was cancelled: {root}")
+            }
+            _ => format!("dependency {name} {how}"),
+        }
     }
 
     fn make_ready(&mut self, task: usize, instance: usize, blocked: u32) {
@@ -563,11 +601,7 @@ impl Graph {
                     "failed"
                 };
                 let reason = format!("dependency {}_{item} {how}", self.names[task]);
-                self.steps.push_back(Step::Cancel {
-                    task: dependant,
-                    instance: successor,
-                    reason,
-                });
+                self.give_up(dependant, successor, reason);
             }
         }
     }
@@ -600,7 +634,7 @@ impl Graph {
                 Outcome::Good => {}
                 Outcome::Open => met = false,
                 Outcome::Bad(how) => {
-                    let reason = format!("dependency {} {how}", self.names[dep]);
+                    let reason = self.blame(dep, how);
                     self.cancel_task(task, &reason, false);
                     return;
                 }
@@ -616,7 +650,7 @@ impl Graph {
                     } else {
                         "was cancelled"
                     };
-                    let reason = format!("dependency {} {how}", self.names[dep]);
+                    let reason = self.blame(dep, how);
                     self.cancel_task(task, &reason, false);
                     return;
                 }
@@ -666,6 +700,9 @@ impl Graph {
             return;
         }
         if self.nodes[task].phase == Phase::Unexpanded {
+            self.nodes[task]
+                .cause
+                .get_or_insert_with(|| reason.to_owned());
             self.nodes[task].phase = Phase::Cancelled(reason.to_owned());
             self.settle(task);
             return;
@@ -677,11 +714,7 @@ impl Graph {
                 State::Done | State::Failed | State::Cancelled | State::Split => false,
             };
             if cancel {
-                self.steps.push_back(Step::Cancel {
-                    task,
-                    instance,
-                    reason: reason.to_owned(),
-                });
+                self.give_up(task, instance, reason.to_owned());
             }
         }
         self.settle(task);

@@ -167,8 +167,18 @@ impl Held {
         Ok(next)
     }
 
-    /// The batch of a plan ends: processing/brain -> complete, failed or cancelled.
-    pub fn close(self, rig: &Rig, step: Move) -> Result<Moved> {
+    /// Queue -> waiting: the task's batch is held. `task` is the folder of its expansion.
+    pub fn withdraw(self, rig: &Rig, task: &str) -> Result<Moved> {
+        let place = Place::Waiting {
+            batch: &self.spec.batch,
+            task,
+        };
+        self.step(Move::Withdraw, rig.path(place, &self.name))
+    }
+
+    /// The batch of a plan ends: processing/brain -> complete, failed or cancelled. After an
+    /// error it lies where it was.
+    pub fn close(&self, rig: &Rig, step: Move) -> Result<Moved> {
         let batch = self.spec.batch.clone();
         let place = match step.rule().to {
             crate::lane::Lane::Failed => Place::Failed(&batch),

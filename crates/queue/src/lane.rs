@@ -67,6 +67,8 @@ impl fmt::Display for Lane {
 pub enum Move {
     /// A task whose dependencies are met becomes claimable.
     Release,
+    /// A batch is held: a task that nobody has claimed goes back.
+    Withdraw,
     /// An agent takes a task.
     Claim,
     /// The attempt succeeded.
@@ -122,13 +124,20 @@ pub struct Rule {
 }
 
 /// The whole protocol: every move that exists.
-pub const RULES: [Rule; 13] = [
+pub const RULES: [Rule; 14] = [
     rule(
         Move::Release,
         &[Lane::Waiting],
         Lane::Queue,
         Mover::Brain,
         false,
+    ),
+    rule(
+        Move::Withdraw,
+        &[Lane::Queue],
+        Lane::Waiting,
+        Mover::Brain,
+        true,
     ),
     rule(
         Move::Claim,

@@ -292,6 +292,31 @@ impl Rig {
         Ok(listing)
     }
 
+    /// Removes what writers that died left unfinished: `.new-*` older than `age`, wherever files
+    /// are written whole. Returns how many. Nobody writes one file for that long.
+    pub fn sweep(&self, age: std::time::Duration) -> Result<usize> {
+        let mut dirs = vec![
+            self.root.clone(),
+            self.brain_dir(),
+            self.brain_dir().join("held"),
+        ];
+        dirs.push(self.brain_dir().join("batches"));
+        dirs.extend(Class::ALL.map(|class| self.dir(Place::Queue(class))));
+        for parent in [
+            self.lane_dir(Lane::Waiting),
+            self.root.join("agents"),
+            self.root.join("signals"),
+            self.root.join("attempts"),
+        ] {
+            dirs.extend(subdirs(&parent)?.iter().map(|name| parent.join(name)));
+        }
+        let mut removed = 0;
+        for dir in dirs {
+            removed += sweep_dir(&dir, age)?;
+        }
+        Ok(removed)
+    }
+
     /// How many task files are in a place.
     pub fn count(&self, place: Place<'_>) -> Result<usize> {
         Ok(self.list(place)?.names.len())
@@ -373,4 +398,43 @@ fn subdirs(path: &Path) -> Result<Vec<String>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+fn sweep_dir(dir: &Path, age: std::time::Duration) -> Result<usize> {
+    let mut removed = 0;
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(QueueError::io("read", dir)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(QueueError::io("read", dir))?;
+        if !entry.file_name().to_string_lossy().starts_with(".new-") {
+            continue;
+        }
+        let path = entry.path();
+        // Its writer may finish or remove it at this moment.
+        let Ok(meta) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let old = meta
+            .modified()
+            .ok()
+            .and_then(|at| at.elapsed().ok())
+            .is_some_and(|since| since >= age);
+        if !old {
+            continue;
+        }
+        let gone = if meta.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        match gone {
+            Ok(()) => removed += 1,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(QueueError::io("remove", &path)(error)),
+        }
+    }
+    Ok(removed)
 }

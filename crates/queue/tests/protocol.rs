@@ -1,4 +1,5 @@
 //! The protocol over a real directory.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -480,4 +481,45 @@ fn a_candidate_can_be_cancelled_only_by_who_holds_it() {
     ));
     held.cancel(rig).unwrap();
     assert_eq!(lanes_of(rig, spec.id), [format!("cancelled/b/{name}")]);
+}
+
+#[test]
+fn litter_of_dead_writers_is_swept_and_nothing_else() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    let old = [
+        rig.dir(Place::Queue(Class::Cpu)).join(".new-abc"),
+        rig.lane_dir(rigor_queue::lane::Lane::Waiting)
+            .join("b/.new-t/x"),
+        rig.agent_dir("gpu-1").join(".new-beat"),
+    ];
+    for path in &old {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "x").unwrap();
+    }
+    assert_eq!(
+        rig.sweep(Duration::from_secs(3600)).unwrap(),
+        0,
+        "young ones may be in use"
+    );
+    assert_eq!(rig.sweep(Duration::ZERO).unwrap(), 3);
+    assert!(old.iter().all(|path| !path.exists()));
+    assert_eq!(lanes_of(rig, spec.id), [format!("queue/cpu/{name}")]);
+}
+
+#[test]
+fn a_held_batch_takes_its_queued_tasks_back() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    fs::create_dir_all(rig.dir(Place::Waiting {
+        batch: "b",
+        task: "t",
+    }))
+    .unwrap();
+    assert_eq!(ready(rig, &name).withdraw(rig, "t").unwrap(), Moved::Done);
+    assert_eq!(lanes_of(rig, spec.id), [format!("waiting/b/t/{name}")]);
+    assert_eq!(
+        claim::release(rig, "b", "t", Class::Cpu, &name).unwrap(),
+        Moved::Done
+    );
 }

@@ -155,7 +155,7 @@ fn a_failure_cancels_what_depends_on_it_and_says_so() {
             ),
             (
                 "end".to_owned(),
-                "dependency second was cancelled".to_owned()
+                "dependency second was cancelled: dependency first_0 failed".to_owned()
             ),
         ]
     );
@@ -172,13 +172,13 @@ fn a_failed_source_cancels_everything_behind_it_without_expanding() {
     );
     assert_eq!(
         runner.graph.nodes()[2].phase,
-        Phase::Cancelled("dependency first was cancelled".to_owned())
+        Phase::Cancelled("dependency first was cancelled: dependency list failed".to_owned())
     );
     assert_eq!(
         runner.cancelled,
         [(
             "end".to_owned(),
-            "dependency second was cancelled".to_owned()
+            "dependency second was cancelled: dependency list failed".to_owned()
         )]
     );
     assert_eq!(runner.graph.ending(), Some(Ending::Failed));

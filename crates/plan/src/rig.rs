@@ -1,0 +1,204 @@
+//! What a plan asks of the rig that it is submitted to.
+
+use rigor_queue::task::{Class, Vram};
+
+use crate::draft::Draft;
+use crate::fields::Field;
+use crate::plan::WorkTemplate;
+use crate::problem::{Problems, did_you_mean};
+
+/// What a plan is checked against of a rig.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RigFacts {
+    /// Its agents.
+    pub agents: Vec<AgentFacts>,
+    /// Its catalogue of models.
+    pub models: Vec<ModelFacts>,
+    /// Names of its secrets.
+    pub secrets: Vec<String>,
+}
+
+/// An agent of the rig.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentFacts {
+    /// Its name.
+    pub name: String,
+    /// Whether it has a GPU.
+    pub gpu: bool,
+    /// The most GPU memory that one task can ever get there, MiB; none: not known.
+    pub vram_budget_mb: Option<u64>,
+}
+
+/// A model of the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// Its id.
+    pub id: String,
+    /// Whether it answers prompts; false for one that only makes embeddings.
+    pub chat: bool,
+    /// Its capability tier, where it has one.
+    pub tier: Option<u32>,
+}
+
+pub(crate) fn check(rig: &RigFacts, file: &str, drafts: &[Draft], problems: &mut Problems) {
+    for draft in drafts {
+        agents(rig, file, draft, problems);
+        models(rig, file, draft, problems);
+        let names = || rig.secrets.iter().map(String::as_str);
+        for secret in draft
+            .task
+            .secrets
+            .iter()
+            .filter(|secret| !rig.secrets.contains(secret))
+        {
+            let help = did_you_mean(secret, names());
+            problems.push(
+                file,
+                at(draft, Field::Secrets),
+                format!("the rig has no secret `{secret}`"),
+                help,
+            );
+        }
+    }
+}
+
+fn agents(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
+    let task = &draft.task;
+    for name in task
+        .on
+        .iter()
+        .filter(|name| rig.agents.iter().all(|agent| agent.name != **name))
+    {
+        let help =
+            did_you_mean(name, rig.agents.iter().map(|agent| agent.name.as_str())).or_else(|| {
+                Some(format!(
+                    "the rig has: {}",
+                    names(rig.agents.iter().map(|a| a.name.as_str()))
+                ))
+            });
+        problems.push(
+            file,
+            at(draft, Field::On),
+            format!("the rig has no agent `{name}`"),
+            help,
+        );
+    }
+    if !matches!(task.class, Class::Llm | Class::Script) {
+        return;
+    }
+    let mut able = rig
+        .agents
+        .iter()
+        .filter(|agent| agent.gpu && (task.on.is_empty() || task.on.contains(&agent.name)))
+        .peekable();
+    if able.peek().is_none() {
+        let unknown = |name: &String| rig.agents.iter().all(|agent| agent.name != *name);
+        if !task.on.iter().any(unknown) {
+            let (span, whose) = match task.on.is_empty() {
+                true => (draft.span.clone(), "the rig has none"),
+                false => (
+                    at(draft, Field::On),
+                    "none of the agents it may run on has one",
+                ),
+            };
+            let message = format!(
+                "task `{}` of class `{}` needs a GPU, and {whose}",
+                task.id, task.class
+            );
+            problems.push(file, span, message, None);
+        }
+        return;
+    }
+    let (Vram::Fixed { mb: need }
+    | Vram::Default {
+        estimate_mb: Some(need),
+    }) = task.vram
+    else {
+        return;
+    };
+    // One whose budget is not known might have room.
+    let budgets: Option<Vec<(u64, &str)>> = able
+        .map(|agent| Some((agent.vram_budget_mb?, agent.name.as_str())))
+        .collect();
+    if let Some((most, name)) = budgets.and_then(|budgets| budgets.into_iter().max())
+        && need > most
+    {
+        let message = format!("{need} MB of VRAM can never be had: the most is {most} MB ({name})");
+        problems.push(file, at(draft, Field::VramEstimateMb), message, None);
+    }
+}
+
+fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
+    let task = &draft.task;
+    if task.class != Class::Llm {
+        return;
+    }
+    let prompt = matches!(task.work, WorkTemplate::Prompt(_));
+    let tier = task.min_tier.unwrap_or(0);
+    if let Some(id) = &task.model {
+        match rig.models.iter().find(|model| model.id == *id) {
+            None => {
+                let ids = || rig.models.iter().map(|model| model.id.as_str());
+                let help = did_you_mean(id, ids()).or_else(|| {
+                    (!rig.models.is_empty()).then(|| format!("the catalogue has: {}", names(ids())))
+                });
+                problems.push(
+                    file,
+                    at(draft, Field::LlmModel),
+                    format!("no model `{id}` in the rig's catalogue"),
+                    help,
+                );
+            }
+            Some(model) if prompt && !model.chat => {
+                let message = format!("model `{id}` makes embeddings and answers no prompts");
+                problems.push(file, at(draft, Field::LlmModel), message, None);
+            }
+            Some(model) if model.tier.is_some_and(|has| has < tier) => {
+                let message = format!(
+                    "model `{id}` is of tier {}, below {tier}",
+                    model.tier.unwrap_or(0)
+                );
+                problems.push(file, at(draft, Field::LlmMinTier), message, None);
+            }
+            Some(_) => {}
+        }
+        return;
+    }
+    let fits = |model: &&ModelFacts| model.chat || !prompt;
+    if rig.models.iter().filter(fits).count() == 0 {
+        let message = format!(
+            "task `{}` needs a model, and the rig's catalogue has none for it",
+            task.id
+        );
+        problems.push(
+            file,
+            draft.span.clone(),
+            message,
+            "add a `[[model]]` to rig.toml".to_owned(),
+        );
+    } else if tier > 0
+        && !rig
+            .models
+            .iter()
+            .filter(fits)
+            .any(|model| model.tier.is_some_and(|has| has >= tier))
+    {
+        let message = format!("no model of the rig's catalogue is of tier {tier} or above");
+        problems.push(file, at(draft, Field::LlmMinTier), message, None);
+    }
+}
+
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn at(draft: &Draft, field: Field) -> std::ops::Range<usize> {
+    draft
+        .spans
+        .get(&field)
+        .cloned()
+        .unwrap_or(draft.span.clone())
+}

@@ -1,0 +1,164 @@
+//! Why a runtime ended, in its own words: from the end of its log.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// A cause is within the last lines; a log may be long.
+const TAIL_BYTES: u64 = 64 * 1024;
+const LONGEST_CAUSE: usize = 600;
+
+/// The most telling line at the end of the log at `path`; says so when there is none.
+pub(crate) fn of_log(path: &Path) -> String {
+    match tail(path) {
+        Ok(text) => of_text(&text).unwrap_or_else(|| "it wrote nothing".to_owned()),
+        Err(error) => format!("its log cannot be read: {error}"),
+    }
+}
+
+fn tail(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn of_text(text: &str) -> Option<String> {
+    let lines: Vec<&str> = text
+        .lines()
+        .map(without_stamp)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let cause = match lines
+        .iter()
+        .rposition(|line| line.contains("exiting due to"))
+    {
+        Some(end) => llama_cause(&lines[..=end]),
+        None => {
+            let telling = lines
+                .iter()
+                .rev()
+                .find(|line| is_error(line))
+                .or(lines.last())?;
+            (*telling).to_owned()
+        }
+    };
+    Some(cause.chars().take(LONGEST_CAUSE).collect())
+}
+
+/// llama.cpp tells the root cause first and then once more at each level above it, after a load
+/// that was tried twice all over again. The first line is the cause; the first that says
+/// `error loading model: ` adds what was being done, unless it only repeats that the load failed.
+fn llama_cause(lines: &[&str]) -> String {
+    let begin = lines
+        .iter()
+        .rposition(|line| line.ends_with("loading model") || line.contains(": loading model '"));
+    let mut seen = HashSet::new();
+    let errors = lines[begin.unwrap_or(0)..]
+        .iter()
+        .filter(|line| is_error(line) && seen.insert(**line));
+    let errors: Vec<&str> = errors.copied().collect();
+    let Some(first) = errors.first() else {
+        return lines.last().copied().unwrap_or_default().to_owned();
+    };
+    let context = errors
+        .iter()
+        .skip(1)
+        .find_map(|line| line.split_once("error loading model: "));
+    match context {
+        Some((_, detail))
+            if !detail.contains("failed to load model") && !first.contains(detail) =>
+        {
+            format!("{first}; {detail}")
+        }
+        _ => (*first).to_owned(),
+    }
+}
+
+/// Without `0.00.006.160 E `, the time and level that newer llama.cpp writes; the level is kept as
+/// a word where the line does not have one.
+fn without_stamp(line: &str) -> &str {
+    let line = line.trim();
+    match line.split_once(' ') {
+        Some((stamp, rest))
+            if stamp.contains('.') && stamp.chars().all(|c| c.is_ascii_digit() || c == '.') =>
+        {
+            rest.strip_prefix("E ")
+                .or(rest.strip_prefix("I "))
+                .or(rest.strip_prefix("W "))
+                .unwrap_or(rest)
+                .trim()
+        }
+        _ => line,
+    }
+}
+
+fn is_error(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    const WORDS: [&str; 14] = [
+        "error",
+        "failed",
+        "couldn't",
+        "cannot",
+        "could not",
+        "invalid",
+        "out of memory",
+        "unable",
+        "unknown",
+        "not found",
+        "corrupted",
+        "panicked",
+        "fatal",
+        "no such",
+    ];
+    WORDS.iter().any(|word| line.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(log: &str, cause: &str) {
+        assert_eq!(of_text(log).as_deref(), Some(cause));
+    }
+
+    #[test]
+    fn llama_cpps_first_line_of_the_last_load_is_the_cause() {
+        check(
+            "0.00.002 I srv init: initializing ...\n\
+             0.00.005.274 I srv          init: loading model\n\
+             0.00.005.355 I srv    load_model: loading model 'nope.gguf'\n\
+             0.00.005.456 E gguf_init_from_file: failed to open GGUF file 'nope.gguf' (No such file or directory)\n\
+             0.00.005.599 E llama_model_load: error loading model: llama_model_loader: failed to load model from nope.gguf\n\
+             0.00.005.619 E llama_model_load_from_file_impl: failed to load model\n\
+             0.00.005.699 E gguf_init_from_file: failed to open GGUF file 'nope.gguf' (No such file or directory)\n\
+             0.00.006.259 E srv          init: exiting due to model loading error\n",
+            "gguf_init_from_file: failed to open GGUF file 'nope.gguf' (No such file or directory)",
+        );
+        check(
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 5000.00 MiB on device 0: cudaMalloc failed: out of memory\n\
+             llama_model_load: error loading model: unable to allocate CUDA0 buffer\n\
+             main: exiting due to model loading error\n",
+            "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 5000.00 MiB on device 0: cudaMalloc failed: out of \
+             memory; unable to allocate CUDA0 buffer",
+        );
+        check(
+            "srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 9\nsrv init: exiting due to HTTP server error",
+            "srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 9",
+        );
+    }
+
+    #[test]
+    fn of_others_the_last_error_and_else_the_last_line() {
+        check(
+            "Traceback (most recent call last):\n  File \"x\"\nValueError: no KV cache\n\nbye\n",
+            "ValueError: no KV cache",
+        );
+        check("starting\ndone early\n", "done early");
+        assert_eq!(of_text("\n \n"), None);
+    }
+}

@@ -1,0 +1,254 @@
+//! The agent's handle on its one runtime.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::api::{Api, Models};
+use crate::error::{LoadCause, LoadError, ReapError, UnloadError};
+use crate::manifest::Manifest;
+use crate::spec::ModelSpec;
+use crate::state::{IllegalTransition, State};
+use crate::supervisor::{Command, Supervisor};
+
+/// VRAM in use on the agent's GPU in MB, `None` where it cannot be told. May block.
+pub type VramProbe = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+
+/// What a host is made for.
+#[derive(Clone)]
+pub struct HostOptions {
+    /// The agent's name.
+    pub agent: String,
+    /// The address that runtimes listen on, without a port: `127.0.0.1`.
+    pub host: String,
+    /// The agent's own port.
+    pub port: u16,
+    /// The GPU's UUID; `None` runs on the CPU and hides all GPUs.
+    pub gpu_uuid: Option<String>,
+    /// A folder for this agent's runtime logs alone; the oldest are removed.
+    pub log_dir: PathBuf,
+    /// Where it is written what runs.
+    pub manifest_path: PathBuf,
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// How to read VRAM; without it loads and unloads are not checked against it.
+    pub vram: Option<VramProbe>,
+    /// How long VRAM may take to come back after the last process is gone.
+    pub vram_patience: Duration,
+}
+
+/// A proven runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The model's id.
+    pub model: String,
+    /// From the start to the proof.
+    pub load_ms: u64,
+    /// Requests served at once.
+    pub slots: u32,
+    /// Where it serves, without `/v1`.
+    pub base_url: String,
+    /// How much VRAM use grew, MB; `None` without a probe.
+    pub vram_delta_mb: Option<i64>,
+    /// Its first process.
+    pub pid: i32,
+    /// Its output.
+    pub log: PathBuf,
+}
+
+/// A removed runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unloaded {
+    /// The model's id.
+    pub model: String,
+    /// From SIGTERM to free VRAM.
+    pub unload_ms: u64,
+    /// It did not end within the grace and was killed.
+    pub forced: bool,
+}
+
+/// What an earlier agent had left and is gone now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reaped {
+    /// What it was.
+    pub manifest: Manifest,
+    /// How many processes were found alive.
+    pub killed: usize,
+}
+
+/// What an agent must know when it did not ask.
+#[derive(Clone, Debug)]
+pub enum RuntimeEvent {
+    /// A load has led to a proven runtime.
+    Ready(Loaded),
+    /// A load has failed, or was given up.
+    Failed {
+        /// The model's id.
+        model: String,
+        /// [`LoadCause::code`].
+        code: &'static str,
+        /// For people.
+        cause: String,
+    },
+    /// The runtime ended by itself while it was to serve.
+    Exited {
+        /// The model's id.
+        model: String,
+        /// Exit code or signal.
+        status: String,
+        /// Its own words.
+        cause: String,
+    },
+    /// An unload is complete.
+    Unloaded(Unloaded),
+    /// Processes or VRAM remain: the GPU is to be quarantined.
+    Stuck {
+        /// The model's id.
+        model: String,
+        /// For people.
+        cause: String,
+    },
+}
+
+/// How a runtime is, asked from outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It names its model.
+    Serving,
+    /// It is up, but does not say what it should.
+    Failing(String),
+    /// Nothing is to be asked: the runtime is not hot.
+    NotHot,
+}
+
+/// Owns at most one runtime. The work is done by one task that ends with [`RuntimeHost::shutdown`]
+/// or when the host is dropped; either way the runtime is stopped.
+///
+/// Every call is cancellation-safe: a dropped [`RuntimeHost::load`] takes its runtime down, the
+/// others run to their end unobserved.
+#[derive(Debug)]
+pub struct RuntimeHost {
+    commands: mpsc::Sender<Command>,
+    state: watch::Receiver<State>,
+    api: Api,
+    task: JoinHandle<()>,
+}
+
+impl RuntimeHost {
+    /// Starts the host's task on the current tokio runtime. Nothing is loaded, and nothing that an
+    /// earlier agent left is touched before [`RuntimeHost::adopt_or_reap`] or a load.
+    ///
+    /// The events are few, at most two for a load or unload that the agent asked for, so their
+    /// channel has no bound.
+    pub fn new(
+        options: HostOptions,
+    ) -> Result<(RuntimeHost, mpsc::UnboundedReceiver<RuntimeEvent>), reqwest::Error> {
+        let api = Api::new(&options.host, options.port)?;
+        let (commands, inbox) = mpsc::channel(8);
+        let (events, outbox) = mpsc::unbounded_channel();
+        let (announce, state) = watch::channel(State::Cold);
+        let supervisor = Supervisor::new(options, api.clone(), announce, events);
+        let task = tokio::spawn(supervisor.run(inbox));
+        Ok((
+            RuntimeHost {
+                commands,
+                state,
+                api,
+                task,
+            },
+            outbox,
+        ))
+    }
+
+    /// The state now; the receiver tells of changes.
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Starts the model's runtime and waits until it is proven: our process lives, it names the
+    /// model, it has generated a token (or embedded), and VRAM has grown where that can be told.
+    pub async fn load(&self, spec: ModelSpec) -> Result<Loaded, LoadError> {
+        let model = spec.id.clone();
+        let (reply, answer) = oneshot::channel();
+        let gone = || LoadError {
+            model,
+            cause: LoadCause::Cancelled,
+            log: None,
+            left_behind: None,
+        };
+        if self
+            .commands
+            .send(Command::Load(Box::new(spec), reply))
+            .await
+            .is_err()
+        {
+            return Err(gone());
+        }
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Marks the runtime as taking no new work; the agent waits for its workers, then unloads.
+    /// `false` where the host has been shut down.
+    pub async fn drain(&self) -> Result<bool, IllegalTransition> {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Drain(reply)).await.is_err() {
+            return Ok(false);
+        }
+        answer
+            .await
+            .map_or(Ok(false), |drained| drained.map(|()| true))
+    }
+
+    /// Stops the runtime: SIGTERM, the grace, SIGKILL to all of its processes, then waits until
+    /// VRAM is back. During a load it gives the load up. After a failure it removes what is left
+    /// and forgets the backoff.
+    pub async fn unload(&self) -> Result<Unloaded, UnloadError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Unload(reply))
+            .await
+            .map_err(|_| UnloadError::HostGone)?;
+        answer.await.map_err(|_| UnloadError::HostGone)?
+    }
+
+    /// Ends what the manifest of an earlier agent leads to. A runtime is not taken over yet: its
+    /// processes are killed, exactly those that bear the nonce or are in the named session.
+    pub async fn adopt_or_reap(&self) -> Result<Option<Reaped>, ReapError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Reap(reply))
+            .await
+            .map_err(|_| ReapError::HostGone)?;
+        answer.await.map_err(|_| ReapError::HostGone)?
+    }
+
+    /// Asks the runtime for its models. It says little about a runtime whose generation hangs.
+    pub async fn health(&self) -> Health {
+        let model = match &*self.state.borrow() {
+            State::Hot { model } | State::Draining { model } => model.clone(),
+            State::Cold
+            | State::Loading { .. }
+            | State::Unloading { .. }
+            | State::Failed { .. } => {
+                return Health::NotHot;
+            }
+        };
+        match self.api.models().await {
+            Models::Served(names) if names.contains(&model) => Health::Serving,
+            Models::Served(names) => {
+                Health::Failing(format!("it serves {names:?} and not {model:?}"))
+            }
+            Models::NotYet(detail) => Health::Failing(detail),
+        }
+    }
+
+    /// Stops the runtime, if any, and the host's task.
+    pub async fn shutdown(self) {
+        drop(self.commands);
+        // It can only have ended otherwise by a panic, which has been reported where it happened.
+        let _ = self.task.await;
+    }
+}

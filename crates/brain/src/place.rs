@@ -302,6 +302,7 @@ impl Placer {
                 // One that has not spoken yet cannot be counted on.
                 alive: agent.alive && beat.is_some(),
                 health: beat.map_or(Health::Healthy, |beat| beat.health),
+                health_reason: beat.and_then(|beat| beat.health_reason.clone()),
                 model_idle_seconds: agent
                     .model_idle_since
                     .map_or(0.0, |since| now.duration_since(since).as_secs_f64()),

@@ -17,6 +17,9 @@
 
 mod explain;
 #[cfg(test)]
+mod properties;
+mod reserve;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -224,10 +227,16 @@ impl Decision {
         if self.admit.is_some() {
             return None;
         }
-        let mut ordered: Vec<(usize, &Verdict)> =
-            self.verdicts.iter().map(|(class, verdict)| (rank(state, *class), verdict)).collect();
+        let mut ordered: Vec<(usize, &Verdict)> = self
+            .verdicts
+            .iter()
+            .map(|(class, verdict)| (rank(state, *class), verdict))
+            .collect();
         ordered.sort_by_key(|(rank, _)| *rank);
-        let empty = || Verdict { code: Refusal::QueueEmpty, detail: "nothing queued".to_owned() };
+        let empty = || Verdict {
+            code: Refusal::QueueEmpty,
+            detail: "nothing queued".to_owned(),
+        };
         Some(explain::merge(ordered.iter().map(|(_, verdict)| *verdict)).unwrap_or_else(empty))
     }
 }
@@ -247,9 +256,11 @@ pub fn preferred(state: &AgentState) -> &'static [Class] {
 
 /// Chooses among the candidates, which come in claim order.
 pub fn decide(state: &AgentState, candidates: &[Candidate]) -> Decision {
-    let judged: Vec<Option<Verdict>> =
-        candidates.iter().map(|candidate| refusal(state, candidates, candidate)).collect();
-    let reserved = reservation(state, candidates, &judged);
+    let judged: Vec<Option<Verdict>> = candidates
+        .iter()
+        .map(|candidate| refusal(state, candidates, candidate))
+        .collect();
+    let reserved = reserve::reservation(state, candidates, &judged);
     let judged: Vec<Option<Verdict>> = judged
         .into_iter()
         .enumerate()
@@ -258,8 +269,15 @@ pub fn decide(state: &AgentState, candidates: &[Candidate]) -> Decision {
     let admit = (0..candidates.len())
         .filter(|at| judged[*at].is_none())
         .min_by_key(|at| (rank(state, candidates[*at].class), *at));
-    let refusals = judged.iter().map(|verdict| verdict.as_ref().map(|it| it.code)).collect();
-    let mut decision = Decision { admit, verdicts: BTreeMap::new(), refusals };
+    let refusals = judged
+        .iter()
+        .map(|verdict| verdict.as_ref().map(|it| it.code))
+        .collect();
+    let mut decision = Decision {
+        admit,
+        verdicts: BTreeMap::new(),
+        refusals,
+    };
     for class in Class::ALL {
         let of_class = || (0..candidates.len()).filter(|at| candidates[*at].class == class);
         if of_class().any(|at| judged[at].is_none()) {
@@ -274,7 +292,10 @@ pub fn decide(state: &AgentState, candidates: &[Candidate]) -> Decision {
 
 fn rank(state: &AgentState, class: Class) -> usize {
     let order = preferred(state);
-    order.iter().position(|of| *of == class).unwrap_or(order.len() + class as usize)
+    order
+        .iter()
+        .position(|of| *of == class)
+        .unwrap_or(order.len() + class as usize)
 }
 
 /// Why the agent does not take it now; none: it would.
@@ -283,9 +304,12 @@ fn refusal(state: &AgentState, all: &[Candidate], candidate: &Candidate) -> Opti
         Needs::Contended => Some(explain::contended(candidate)),
         Needs::Elsewhere { on } => Some(explain::elsewhere(candidate, on)),
         Needs::Unload { agent } => unload_refusal(state, agent),
-        Needs::Load { model, eligible, expired, vram } => {
-            load_refusal(state, model, eligible, *expired, *vram)
-        }
+        Needs::Load {
+            model,
+            eligible,
+            expired,
+            vram,
+        } => load_refusal(state, model, eligible, *expired, *vram),
         Needs::Cpu { cpus } => unfit(state, candidate).or_else(|| cpu_refusal(state, *cpus)),
         Needs::Script { cpus, vram } => unfit(state, candidate)
             .or_else(|| vram_refusal(state, all, candidate, *vram))
@@ -347,7 +371,10 @@ fn load_refusal(
             return Some(explain::runtime_busy(&state.llm));
         }
     }
-    let failed = state.failed_loads.iter().find(|failed| failed.model == model);
+    let failed = state
+        .failed_loads
+        .iter()
+        .find(|failed| failed.model == model);
     if let Some(failed) = failed.filter(|failed| failed.retry_in_s > 0) {
         return Some(explain::backoff(failed));
     }
@@ -378,9 +405,7 @@ fn vram_refusal(
     }
     let fits = match vram {
         VramNeed::Mb(mb) => gpu.alone.is_none() && mb <= gpu.available_mb,
-        VramNeed::Alone => {
-            alone_now(gpu) && !matches!(state.llm, LlmState::Hot { .. })
-        }
+        VramNeed::Alone => alone_now(gpu) && !matches!(state.llm, LlmState::Hot { .. }),
     };
     if fits {
         return None;
@@ -393,7 +418,9 @@ fn vram_refusal(
             .map(|other| other.count)
             .sum();
         if queued > 0 || slots.used > 0 {
-            return Some(explain::holding(gpu, &what, vram, model, queued, slots.used));
+            return Some(explain::holding(
+                gpu, &what, vram, model, queued, slots.used,
+            ));
         }
     }
     let model = match &state.llm {
@@ -417,11 +444,18 @@ fn llm_refusal(
     model: Option<&str>,
     min_tier: Option<u32>,
 ) -> Option<Verdict> {
-    let LlmState::Hot { model: loaded, tier, slots } = &state.llm else {
+    let LlmState::Hot {
+        model: loaded,
+        tier,
+        slots,
+    } = &state.llm
+    else {
         return Some(explain::not_loaded(state, candidate, model, min_tier));
     };
     if !serves(state, loaded, *tier, model, min_tier) {
-        return Some(explain::wrong_model(state, candidate, model, min_tier, loaded, *tier));
+        return Some(explain::wrong_model(
+            state, candidate, model, min_tier, loaded, *tier,
+        ));
     }
     (slots.free() == 0).then(|| explain::llm_slots(state, *slots))
 }
@@ -441,73 +475,4 @@ fn serves(
         (None, None, Some(default)) => default == loaded,
     };
     named && min_tier.is_none_or(|least| tier >= least)
-}
-
-/// Room that is kept for a candidate that was passed over for too long.
-struct Reservation {
-    at: usize,
-    memory: bool,
-    cpus: bool,
-    why: String,
-}
-
-impl Reservation {
-    fn keeps_off(&self, at: usize, candidate: &Candidate) -> Option<Verdict> {
-        if at <= self.at {
-            return None;
-        }
-        let (memory, cpus) = match candidate.needs {
-            Needs::Cpu { .. } => (false, true),
-            Needs::Script { .. } => (true, true),
-            Needs::Load { .. } => (true, false),
-            Needs::Contended | Needs::Elsewhere { .. } | Needs::Llm { .. } | Needs::Unload { .. } => {
-                (false, false)
-            }
-        };
-        let code = match (self.memory && memory, self.cpus && cpus) {
-            (true, _) => Refusal::VramShort,
-            (false, true) => Refusal::CpuSlotsFull,
-            (false, false) => return None,
-        };
-        Some(Verdict { code, detail: format!("{}:{} wait: {}", candidate.class, candidate.count, self.why) })
-    }
-}
-
-/// The first candidate that only lacks room, could have it, and was passed over for too long.
-fn reservation(
-    state: &AgentState,
-    candidates: &[Candidate],
-    judged: &[Option<Verdict>],
-) -> Option<Reservation> {
-    candidates.iter().zip(judged).enumerate().find_map(|(at, (candidate, verdict))| {
-        let verdict = verdict.as_ref()?;
-        if candidate.passed_over_s < RESERVE_AFTER_S || !could_ever_fit(state, &candidate.needs) {
-            return None;
-        }
-        let (memory, cpus) = match verdict.code {
-            Refusal::VramShort => (true, false),
-            Refusal::CpuSlotsFull => (false, true),
-            _ => return None,
-        };
-        // Memory that the model holds comes free by the brain's decision alone: nothing that
-        // this agent holds back would help.
-        let model_in_the_way = memory && !matches!(state.llm, LlmState::Cold);
-        (!model_in_the_way).then(|| Reservation { at, memory, cpus, why: explain::reserved(candidate) })
-    })
-}
-
-fn could_ever_fit(state: &AgentState, needs: &Needs) -> bool {
-    let memory = |vram: VramNeed| match (vram, &state.gpu) {
-        (VramNeed::Mb(mb), Some(gpu)) => mb <= gpu.budget_mb,
-        (VramNeed::Alone, Some(_)) => true,
-        (_, None) => false,
-    };
-    match needs {
-        Needs::Cpu { cpus } => *cpus <= state.cpu.total,
-        Needs::Script { cpus, vram } => *cpus <= state.cpu.total && memory(*vram),
-        Needs::Load { vram, .. } => memory(*vram),
-        Needs::Contended | Needs::Elsewhere { .. } | Needs::Llm { .. } | Needs::Unload { .. } => {
-            false
-        }
-    }
 }

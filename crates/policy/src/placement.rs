@@ -69,6 +69,8 @@ pub struct Agent {
     pub alive: bool,
     /// As its heartbeat says.
     pub health: Health,
+    /// Why it is not healthy: `84C >= 80C`.
+    pub health_reason: Option<String>,
     /// As its heartbeat says.
     pub llm: LlmBeat,
     /// Seconds since its model last had work; 0 while it has.
@@ -126,12 +128,22 @@ pub fn decide(view: &View) -> Vec<Decision> {
     let mut taken: Vec<&str> = Vec::new();
     let mut demands: Vec<&Demand> = view.models.iter().filter(|d| d.queued > 0).collect();
     demands.sort_by(|a, b| {
-        b.backlog_seconds().total_cmp(&a.backlog_seconds()).then_with(|| a.model.cmp(&b.model))
+        b.backlog_seconds()
+            .total_cmp(&a.backlog_seconds())
+            .then_with(|| a.model.cmp(&b.model))
     });
     let pending_total = view.pending.len();
     for demand in demands {
-        let hot = view.agents.iter().filter(|agent| serves(agent, &demand.model)).count();
-        let pending = view.pending.iter().filter(|load| load.model == demand.model).count();
+        let hot = view
+            .agents
+            .iter()
+            .filter(|agent| serves(agent, &demand.model))
+            .count();
+        let pending = view
+            .pending
+            .iter()
+            .filter(|load| load.model == demand.model)
+            .count();
         let now = hot + pending;
         let eligible: Vec<&Agent> = view
             .agents
@@ -203,7 +215,9 @@ fn room(view: &View, demand: &Demand, free: usize, now: usize) -> usize {
 fn serves(agent: &Agent, model: &str) -> bool {
     agent.alive
         && match &agent.llm {
-            LlmBeat::Hot { model: held, .. } | LlmBeat::Loading { model: held, .. } => held == model,
+            LlmBeat::Hot { model: held, .. } | LlmBeat::Loading { model: held, .. } => {
+                held == model
+            }
             LlmBeat::Cold
             | LlmBeat::Draining { .. }
             | LlmBeat::Unloading { .. }
@@ -217,9 +231,13 @@ fn obstacle(agent: &Agent, model: &str) -> Option<String> {
         return Some("not running".to_owned());
     }
     match agent.health {
-        Health::Healthy | Health::Constrained => {}
-        Health::Paused | Health::Draining | Health::Quarantined => {
-            return Some(agent.health.as_str().to_owned());
+        Health::Healthy => {}
+        Health::Constrained | Health::Paused | Health::Draining | Health::Quarantined => {
+            let state = agent.health.as_str();
+            return Some(match &agent.health_reason {
+                Some(reason) => format!("{state} ({reason})"),
+                None => state.to_owned(),
+            });
         }
     }
     if let Some((_, why)) = agent.cannot.iter().find(|(of, _)| of == model) {
@@ -227,16 +245,20 @@ fn obstacle(agent: &Agent, model: &str) -> Option<String> {
     }
     match &agent.llm {
         LlmBeat::Cold => None,
-        LlmBeat::Failed { model: of, cause, .. } if agent.backing_off.as_deref() == Some(of) && of == model => {
+        LlmBeat::Failed {
+            model: of, cause, ..
+        } if agent.backing_off.as_deref() == Some(of) && of == model => {
             Some(format!("backing off after a failed load: {cause}"))
         }
         LlmBeat::Failed { .. } => None,
         held @ (LlmBeat::Hot { .. }
         | LlmBeat::Loading { .. }
         | LlmBeat::Draining { .. }
-        | LlmBeat::Unloading { .. }) => {
-            Some(format!("{} with {}", held.as_str(), held.model().unwrap_or("a model")))
-        }
+        | LlmBeat::Unloading { .. }) => Some(format!(
+            "{} with {}",
+            held.as_str(),
+            held.model().unwrap_or("a model")
+        )),
     }
 }
 
@@ -251,7 +273,10 @@ fn make_room(view: &View, demand: &Demand) -> Decision {
     };
     let needed = |agent: &Agent| {
         let held = agent.llm.model();
-        view.models.iter().find(|other| Some(other.model.as_str()) == held).map_or(0, |d| d.queued)
+        view.models
+            .iter()
+            .find(|other| Some(other.model.as_str()) == held)
+            .map_or(0, |d| d.queued)
     };
     let starved = demand.waiting_seconds > STARVED_AFTER_LOADS * demand.load_seconds;
     let candidate = view
@@ -284,7 +309,11 @@ fn make_room(view: &View, demand: &Demand) -> Decision {
                 .collect();
             Decision::Stranded {
                 model: demand.model.clone(),
-                reason: if why.is_empty() { "there is no agent with a GPU".to_owned() } else { why.join(", ") },
+                reason: if why.is_empty() {
+                    "there is no agent with a GPU".to_owned()
+                } else {
+                    why.join(", ")
+                },
             }
         }
     }
@@ -295,11 +324,17 @@ fn make_room(view: &View, demand: &Demand) -> Decision {
 fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
     let mut decisions = Vec::new();
     for agent in &view.agents {
-        let LlmBeat::Hot { model, .. } = &agent.llm else { continue };
-        let unloading = so_far
+        let LlmBeat::Hot { model, .. } = &agent.llm else {
+            continue;
+        };
+        let unloading = so_far.iter().any(
+            |decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name),
+        );
+        let queued = view
+            .models
             .iter()
-            .any(|decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name));
-        let queued = view.models.iter().find(|d| d.model == *model).map_or(0, |d| d.queued);
+            .find(|d| d.model == *model)
+            .map_or(0, |d| d.queued);
         if !agent.alive || unloading || queued > 0 || agent.llm_running > 0 {
             continue;
         }
@@ -319,7 +354,11 @@ fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
 fn load_reason(demand: &Demand, now: usize, wanted: usize) -> String {
     let backlog = demand.backlog_seconds();
     let load = demand.load_seconds;
-    let source = if demand.measured { "measured" } else { "assumed" };
+    let source = if demand.measured {
+        "measured"
+    } else {
+        "assumed"
+    };
     let before = now.max(1) as f64;
     format!(
         "{} tasks x {:.1}s ({source}) / {} slots = {:.0}s on one GPU, load {:.1}s: {:.0}s on {}, {:.0}s on {wanted}",
@@ -335,181 +374,4 @@ fn load_reason(demand: &Demand, now: usize, wanted: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn agent(name: &str, llm: LlmBeat) -> Agent {
-        Agent {
-            name: name.to_owned(),
-            alive: true,
-            health: Health::Healthy,
-            llm,
-            model_idle_seconds: 0.0,
-            llm_running: 0,
-            scripts_blocked: false,
-            cannot: Vec::new(),
-            backing_off: None,
-        }
-    }
-
-    fn hot(model: &str) -> LlmBeat {
-        LlmBeat::Hot {
-            model: model.to_owned(),
-            slots: 1,
-            load_ms: 40_000,
-            since: jiff_epoch(),
-        }
-    }
-
-    fn jiff_epoch() -> jiff::Timestamp {
-        jiff::Timestamp::UNIX_EPOCH
-    }
-
-    fn demand(model: &str, queued: usize) -> Demand {
-        Demand {
-            model: model.to_owned(),
-            queued,
-            task_seconds: 20.0,
-            measured: true,
-            slots: 1,
-            load_seconds: 40.0,
-            waiting_seconds: 0.0,
-        }
-    }
-
-    fn three_cold() -> Vec<Agent> {
-        ["gpu-1", "gpu-2", "gpu-4"].map(|name| agent(name, LlmBeat::Cold)).to_vec()
-    }
-
-    fn loads(view: &View) -> Vec<(String, usize, usize)> {
-        decide(view)
-            .into_iter()
-            .filter_map(|decision| match decision {
-                Decision::Load { model, count, eligible, .. } => Some((model, count, eligible.len())),
-                Decision::Unload { .. } | Decision::Stranded { .. } => None,
-            })
-            .collect()
-    }
-
-    /// The founding run: 125 tasks of 20 s, a load of 40 s, three GPUs: all three are heated.
-    #[test]
-    fn the_founding_run_heats_every_gpu() {
-        let view = View {
-            models: vec![demand("m", 125)],
-            agents: three_cold(),
-            ..View::default()
-        };
-        assert_eq!(loads(&view), [("m".to_owned(), 3, 3)]);
-        let Decision::Load { reason, .. } = &decide(&view)[0] else { panic!() };
-        assert_eq!(
-            reason,
-            "125 tasks x 20.0s (measured) / 1 slots = 2500s on one GPU, load 40.0s: 2540s on 1, 873s on 3"
-        );
-    }
-
-    #[test]
-    fn a_short_backlog_heats_one() {
-        let view = View { models: vec![demand("m", 3)], agents: three_cold(), ..View::default() };
-        assert_eq!(loads(&view), [("m".to_owned(), 1, 3)]);
-    }
-
-    #[test]
-    fn what_is_hot_loading_or_asked_for_is_not_asked_for_again() {
-        let mut agents = three_cold();
-        agents[0].llm = hot("m");
-        agents[1].llm = LlmBeat::Loading { model: "m".to_owned(), since: jiff_epoch() };
-        let view = View {
-            models: vec![demand("m", 125)],
-            agents,
-            pending: vec![Pending { model: "m".to_owned() }],
-            ..View::default()
-        };
-        assert_eq!(decide(&view), []);
-    }
-
-    #[test]
-    fn no_more_gpus_than_slots_can_use() {
-        let many_slots = Demand { slots: 8, task_seconds: 1000.0, ..demand("m", 8) };
-        let view = View { models: vec![many_slots], agents: three_cold(), ..View::default() };
-        assert_eq!(loads(&view), [("m".to_owned(), 1, 3)]);
-    }
-
-    #[test]
-    fn an_agent_that_cannot_is_left_out_and_named_when_nobody_can() {
-        let mut agents = three_cold();
-        agents[0].health = Health::Paused;
-        agents[1].alive = false;
-        let view = View { models: vec![demand("m", 125)], agents: agents.clone(), ..View::default() };
-        assert_eq!(loads(&view), [("m".to_owned(), 1, 1)]);
-        agents[2].llm = LlmBeat::Failed {
-            model: "m".to_owned(),
-            cause: "no such file".to_owned(),
-            until: jiff_epoch(),
-        };
-        agents[2].backing_off = Some("m".to_owned());
-        let view = View { models: vec![demand("m", 125)], agents, ..View::default() };
-        let Decision::Stranded { reason, .. } = &decide(&view)[0] else { panic!() };
-        assert_eq!(
-            reason,
-            "gpu-1 paused, gpu-2 not running, gpu-4 backing off after a failed load: no such file"
-        );
-    }
-
-    #[test]
-    fn queued_scripts_keep_the_last_cold_gpu_but_not_all() {
-        let view = View {
-            models: vec![demand("m", 125)],
-            agents: three_cold(),
-            scripts_queued: 50,
-            script_seconds: 100.0,
-            ..View::default()
-        };
-        assert_eq!(loads(&view), [("m".to_owned(), 2, 3)]);
-    }
-
-    #[test]
-    fn one_gpu_finishes_its_scripts_first_unless_the_model_is_starved() {
-        let view = |waiting_seconds| View {
-            models: vec![Demand { waiting_seconds, ..demand("m", 125) }],
-            agents: vec![agent("gpu-1", LlmBeat::Cold)],
-            scripts_queued: 5,
-            script_seconds: 100.0,
-            ..View::default()
-        };
-        assert_eq!(loads(&view(0.0)), []);
-        assert_eq!(loads(&view(401.0)), [("m".to_owned(), 1, 1)]);
-    }
-
-    #[test]
-    fn a_model_that_nobody_needs_makes_room_for_one_that_somebody_does() {
-        let view = View {
-            models: vec![demand("b", 5)],
-            agents: vec![agent("gpu-1", hot("a"))],
-            ..View::default()
-        };
-        assert!(matches!(&decide(&view)[..], [Decision::Unload { agent, .. }] if agent == "gpu-1"));
-    }
-
-    #[test]
-    fn two_needed_models_swap_only_after_a_long_wait() {
-        let view = |waiting_seconds| View {
-            models: vec![demand("a", 50), Demand { waiting_seconds, ..demand("b", 5) }],
-            agents: vec![agent("gpu-1", hot("a"))],
-            ..View::default()
-        };
-        assert!(matches!(&decide(&view(100.0))[..], [Decision::Stranded { .. }]));
-        assert!(matches!(&decide(&view(401.0))[..], [Decision::Unload { .. }]));
-    }
-
-    #[test]
-    fn an_idle_model_yields_to_scripts_that_it_blocks_but_not_while_it_runs() {
-        let view = |llm_running| {
-            let mut holder = agent("gpu-1", hot("a"));
-            holder.scripts_blocked = true;
-            holder.llm_running = llm_running;
-            View { agents: vec![holder], scripts_queued: 3, script_seconds: 60.0, ..View::default() }
-        };
-        assert!(matches!(&decide(&view(0))[..], [Decision::Unload { .. }]));
-        assert_eq!(decide(&view(1)), []);
-    }
-}
+mod tests;

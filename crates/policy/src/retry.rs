@@ -57,7 +57,9 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
     let charged = failed.charged + 1;
     match failed.kind {
         FailureKind::Aborted => {
-            return AfterFailure::Cancel { reason: "aborted by request".to_owned() };
+            return AfterFailure::Cancel {
+                reason: "aborted by request".to_owned(),
+            };
         }
         FailureKind::PromptTooLong if failed.items <= 1 => {
             return AfterFailure::GiveUp {
@@ -65,7 +67,9 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
             };
         }
         FailureKind::Plan | FailureKind::Quarantined => {
-            return AfterFailure::GiveUp { reason: "another attempt cannot mend it".to_owned() };
+            return AfterFailure::GiveUp {
+                reason: "another attempt cannot mend it".to_owned(),
+            };
         }
         FailureKind::PromptTooLong
         | FailureKind::ExitCode
@@ -81,7 +85,10 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
     }
     if failed.items > 1 && charged >= failed.retries.max(1) {
         return AfterFailure::Split {
-            reason: format!("attempt {charged} failed; its {} items are tried one by one", failed.items),
+            reason: format!(
+                "attempt {charged} failed; its {} items are tried one by one",
+                failed.items
+            ),
         };
     }
     if charged > failed.retries {
@@ -89,7 +96,9 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
             reason: format!("{charged} of {} attempts failed", failed.retries + 1),
         };
     }
-    let doubled = 2u64.saturating_pow(charged - 1).saturating_mul(failed.backoff.first_s);
+    let doubled = 2u64
+        .saturating_pow(charged - 1)
+        .saturating_mul(failed.backoff.first_s);
     let backoff = Duration::from_secs(doubled.min(failed.backoff.most_s));
     let wait = backoff.saturating_sub(failed.since_end);
     AfterFailure::Retry {
@@ -112,7 +121,10 @@ mod tests {
             kind,
             charged,
             retries: 2,
-            backoff: Backoff { first_s: 10, most_s: 15 },
+            backoff: Backoff {
+                first_s: 10,
+                most_s: 15,
+            },
             items: 1,
             since_end: Duration::ZERO,
         }
@@ -121,11 +133,13 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_most_and_then_it_ends() {
         let waits: Vec<Option<u64>> = (0..3)
-            .map(|charged| match decide(&failed(FailureKind::ExitCode, charged)) {
-                AfterFailure::Retry { wait, .. } => Some(wait.as_secs()),
-                AfterFailure::GiveUp { .. } => None,
-                other => panic!("{other:?}"),
-            })
+            .map(
+                |charged| match decide(&failed(FailureKind::ExitCode, charged)) {
+                    AfterFailure::Retry { wait, .. } => Some(wait.as_secs()),
+                    AfterFailure::GiveUp { .. } => None,
+                    other => panic!("{other:?}"),
+                },
+            )
             .collect();
         assert_eq!(waits, [Some(10), Some(15), None]);
     }
@@ -136,23 +150,45 @@ mod tests {
             since_end: Duration::from_secs(60),
             ..failed(FailureKind::Timeout, 0)
         };
-        assert!(matches!(decide(&late), AfterFailure::Retry { wait: Duration::ZERO, .. }));
+        assert!(matches!(
+            decide(&late),
+            AfterFailure::Retry {
+                wait: Duration::ZERO,
+                ..
+            }
+        ));
     }
 
     #[test]
     fn what_cannot_get_better_is_not_tried_again() {
-        for kind in [FailureKind::PromptTooLong, FailureKind::Plan, FailureKind::Quarantined] {
-            assert!(matches!(decide(&failed(kind, 0)), AfterFailure::GiveUp { .. }), "{kind:?}");
+        for kind in [
+            FailureKind::PromptTooLong,
+            FailureKind::Plan,
+            FailureKind::Quarantined,
+        ] {
+            assert!(
+                matches!(decide(&failed(kind, 0)), AfterFailure::GiveUp { .. }),
+                "{kind:?}"
+            );
         }
-        assert!(matches!(decide(&failed(FailureKind::Aborted, 0)), AfterFailure::Cancel { .. }));
+        assert!(matches!(
+            decide(&failed(FailureKind::Aborted, 0)),
+            AfterFailure::Cancel { .. }
+        ));
     }
 
     #[test]
     fn the_last_retry_of_a_group_splits_it() {
-        let group = |charged| FailedAttempt { items: 5, ..failed(FailureKind::ExitCode, charged) };
+        let group = |charged| FailedAttempt {
+            items: 5,
+            ..failed(FailureKind::ExitCode, charged)
+        };
         assert!(matches!(decide(&group(0)), AfterFailure::Retry { .. }));
         assert!(matches!(decide(&group(1)), AfterFailure::Split { .. }));
-        let never = FailedAttempt { retries: 0, ..group(0) };
+        let never = FailedAttempt {
+            retries: 0,
+            ..group(0)
+        };
         assert!(matches!(decide(&never), AfterFailure::Split { .. }));
     }
 }

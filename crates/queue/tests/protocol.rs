@@ -262,7 +262,9 @@ fn the_lease_goes_to_the_child_and_ends_with_it() {
 fn what_cannot_be_trusted_goes_to_quarantine_and_nothing_outside_is_touched() {
     let outside = tempfile::NamedTempFile::new().unwrap();
     fs::write(outside.path(), "precious").unwrap();
-    let damage: [(&str, fn(&std::path::Path, &std::path::Path)); 9] = [
+    /// Spoils a task file; the second path is a precious file elsewhere.
+    type Spoil = fn(&std::path::Path, &std::path::Path);
+    let damage: [(&str, Spoil); 9] = [
         ("empty", |path, _| fs::write(path, "").unwrap()),
         ("not a Rigor file", |path, _| {
             fs::write(path, "\0\0\0\0").unwrap()

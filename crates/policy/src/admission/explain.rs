@@ -4,7 +4,9 @@ use jiff::SignedDuration;
 use rigor_queue::heartbeat::{Refusal, Verdict};
 use rigor_queue::task::Class;
 
-use super::{AgentState, Candidate, FailedLoad, GpuState, LlmState, Needs, Running, Slots, VramNeed};
+use super::{
+    AgentState, Candidate, FailedLoad, GpuState, LlmState, Needs, Running, Slots, VramNeed,
+};
 
 /// So many that take the room are named, the others counted.
 const NAMED_MOST: usize = 3;
@@ -17,7 +19,10 @@ fn verdict(code: Refusal, detail: String) -> Verdict {
 /// if there are any), and the details of all that share it.
 pub(super) fn merge<'v>(verdicts: impl Iterator<Item = &'v Verdict> + Clone) -> Option<Verdict> {
     let serves = |verdict: &&Verdict| verdict.code != Refusal::NoSuitableClass;
-    let first = verdicts.clone().find(serves).or_else(|| verdicts.clone().next())?;
+    let first = verdicts
+        .clone()
+        .find(serves)
+        .or_else(|| verdicts.clone().next())?;
     let mut details: Vec<&str> = Vec::new();
     for verdict in verdicts.filter(|verdict| verdict.code == first.code) {
         if !details.contains(&verdict.detail.as_str()) {
@@ -39,16 +44,27 @@ pub(super) fn contended(candidate: &Candidate) -> Verdict {
 }
 
 pub(super) fn elsewhere(candidate: &Candidate, on: &[String]) -> Verdict {
-    let detail = format!("{}:{} only for {}", candidate.class, candidate.count, on.join(", "));
+    let detail = format!(
+        "{}:{} only for {}",
+        candidate.class,
+        candidate.count,
+        on.join(", ")
+    );
     verdict(Refusal::NoSuitableClass, detail)
 }
 
 pub(super) fn meta_elsewhere(kind: &str, agents: &[String]) -> Verdict {
-    verdict(Refusal::NoSuitableClass, format!("{kind} is for {}", agents.join(", ")))
+    verdict(
+        Refusal::NoSuitableClass,
+        format!("{kind} is for {}", agents.join(", ")),
+    )
 }
 
 pub(super) fn no_gpu(candidate: &Candidate) -> Verdict {
-    let detail = format!("{}:{} need a GPU, this agent has none", candidate.class, candidate.count);
+    let detail = format!(
+        "{}:{} need a GPU, this agent has none",
+        candidate.class, candidate.count
+    );
     verdict(Refusal::NoSuitableClass, detail)
 }
 
@@ -67,19 +83,31 @@ pub(super) fn ailment(state: &AgentState) -> Verdict {
 }
 
 pub(super) fn runtime_busy(llm: &LlmState) -> Verdict {
-    verdict(Refusal::SlotsFull, format!("one load or unload at a time: {}", llm_words(llm)))
+    verdict(
+        Refusal::SlotsFull,
+        format!("one load or unload at a time: {}", llm_words(llm)),
+    )
 }
 
 pub(super) fn expired(model: &str) -> Verdict {
-    verdict(Refusal::NoSuitableClass, format!("load of {model} is past its time"))
+    verdict(
+        Refusal::NoSuitableClass,
+        format!("load of {model} is past its time"),
+    )
 }
 
 pub(super) fn already_loaded(model: &str) -> Verdict {
-    verdict(Refusal::NoSuitableClass, format!("{model} is loaded here already"))
+    verdict(
+        Refusal::NoSuitableClass,
+        format!("{model} is loaded here already"),
+    )
 }
 
 pub(super) fn occupied(model: &str, loaded: &str) -> Verdict {
-    verdict(Refusal::WrongModel, format!("load of {model} needs a cold GPU, {loaded} is loaded"))
+    verdict(
+        Refusal::WrongModel,
+        format!("load of {model} needs a cold GPU, {loaded} is loaded"),
+    )
 }
 
 pub(super) fn backoff(failed: &FailedLoad) -> Verdict {
@@ -103,15 +131,25 @@ pub(super) fn script_slots(state: &AgentState, used: u32, limit: u32) -> Verdict
 }
 
 pub(super) fn llm_slots(state: &AgentState, slots: Slots) -> Verdict {
-    let detail = format!("{}/{}{}", slots.used, slots.total, takers(state, &[Class::Llm]));
+    let detail = format!(
+        "{}/{}{}",
+        slots.used,
+        slots.total,
+        takers(state, &[Class::Llm])
+    );
     verdict(Refusal::SlotsFull, detail)
 }
 
 pub(super) fn cpu_slots(state: &AgentState, cpus: u32) -> Verdict {
     let Slots { used, total } = state.cpu;
-    let mut detail = format!("{used}/{total}{}", takers(state, &[Class::Cpu, Class::Script]));
+    let mut detail = format!(
+        "{used}/{total}{}",
+        takers(state, &[Class::Cpu, Class::Script])
+    );
     if cpus > total {
-        detail.push_str(&format!(", a task needs {cpus}, which this agent never has"));
+        detail.push_str(&format!(
+            ", a task needs {cpus}, which this agent never has"
+        ));
     } else if cpus > 1 {
         detail.push_str(&format!(", a task needs {cpus}"));
     }
@@ -151,10 +189,18 @@ pub(super) fn vram(
     vram: VramNeed,
     model: Option<&str>,
 ) -> Verdict {
-    let mut detail = format!("{what} {}, have {}MB of {}MB", need(vram), gpu.available_mb, gpu.budget_mb);
+    let mut detail = format!(
+        "{what} {}, have {}MB of {}MB",
+        need(vram),
+        gpu.available_mb,
+        gpu.budget_mb
+    );
     match vram {
         VramNeed::Mb(mb) if mb > gpu.budget_mb => {
-            detail.push_str(&format!(", short by {}MB: never fits here", mb - gpu.budget_mb));
+            detail.push_str(&format!(
+                ", short by {}MB: never fits here",
+                mb - gpu.budget_mb
+            ));
         }
         VramNeed::Mb(mb) if mb > gpu.available_mb => {
             detail.push_str(&format!(", short by {}MB", mb - gpu.available_mb));
@@ -162,9 +208,15 @@ pub(super) fn vram(
         VramNeed::Mb(_) | VramNeed::Alone => {}
     }
     if let Some(alone) = &gpu.alone {
-        detail.push_str(&format!("; {alone} runs alone until its memory is measured"));
+        detail.push_str(&format!(
+            "; {alone} runs alone until its memory is measured"
+        ));
     } else if gpu.scripts > 0 {
-        detail.push_str(&format!("; {} running{}", gpu.scripts, takers(state, &[Class::Script])));
+        detail.push_str(&format!(
+            "; {} running{}",
+            gpu.scripts,
+            takers(state, &[Class::Script])
+        ));
     }
     if let Some(model) = model {
         detail.push_str(&format!("; {model} is loaded and nothing needs it"));
@@ -182,11 +234,18 @@ pub(super) fn not_loaded(
     let what = format!("llm:{} need {wanted}", candidate.count);
     match &state.llm {
         LlmState::Loading { .. } | LlmState::Draining { .. } | LlmState::Unloading { .. } => {
-            verdict(Refusal::ModelNotLoaded, format!("{what}; {}", llm_words(&state.llm)))
+            verdict(
+                Refusal::ModelNotLoaded,
+                format!("{what}; {}", llm_words(&state.llm)),
+            )
         }
         LlmState::Cold | LlmState::Hot { .. } => {
             let name = model.or(state.default_model.as_deref());
-            match state.failed_loads.iter().find(|failed| Some(failed.model.as_str()) == name) {
+            match state
+                .failed_loads
+                .iter()
+                .find(|failed| Some(failed.model.as_str()) == name)
+            {
                 Some(failed) => {
                     let detail = format!("{what}, which failed to load ({})", failed.cause);
                     verdict(Refusal::RuntimeFailing, detail)
@@ -206,22 +265,35 @@ pub(super) fn wrong_model(
     tier: u32,
 ) -> Verdict {
     let wanted = wanted(state, model, min_tier);
-    let detail = format!("llm:{} need {wanted}, {loaded} (tier {tier}) is loaded", candidate.count);
+    let detail = format!(
+        "llm:{} need {wanted}, {loaded} (tier {tier}) is loaded",
+        candidate.count
+    );
     verdict(Refusal::WrongModel, detail)
 }
 
 /// Why later tasks wait for this one.
 pub(super) fn reserved(candidate: &Candidate) -> String {
     let what = match &candidate.needs {
-        Needs::Script { cpus, vram: VramNeed::Mb(mb) } => format!("{mb}MB and {cpus} CPU slots"),
-        Needs::Script { vram: VramNeed::Alone, .. } => "a GPU to itself".to_owned(),
+        Needs::Script {
+            cpus,
+            vram: VramNeed::Mb(mb),
+        } => format!("{mb}MB and {cpus} CPU slots"),
+        Needs::Script {
+            vram: VramNeed::Alone,
+            ..
+        } => "a GPU to itself".to_owned(),
         Needs::Cpu { cpus } => format!("{cpus} CPU slots"),
         Needs::Load { model, .. } => format!("room for {model}"),
         Needs::Contended | Needs::Elsewhere { .. } | Needs::Llm { .. } | Needs::Unload { .. } => {
             "room".to_owned()
         }
     };
-    format!("an earlier {} task needs {what} and has waited {}", candidate.class, span(candidate.passed_over_s))
+    format!(
+        "an earlier {} task needs {what} and has waited {}",
+        candidate.class,
+        span(candidate.passed_over_s)
+    )
 }
 
 fn wanted(state: &AgentState, model: Option<&str>, min_tier: Option<u32>) -> String {
@@ -253,8 +325,11 @@ fn llm_words(llm: &LlmState) -> String {
 
 /// ` (a1b2c3d4 for 12m, ...)`, longest first.
 fn takers(state: &AgentState, classes: &[Class]) -> String {
-    let mut running: Vec<&Running> =
-        state.running.iter().filter(|running| classes.contains(&running.class)).collect();
+    let mut running: Vec<&Running> = state
+        .running
+        .iter()
+        .filter(|running| classes.contains(&running.class))
+        .collect();
     if running.is_empty() {
         return String::new();
     }
@@ -274,7 +349,15 @@ fn takers(state: &AgentState, classes: &[Class]) -> String {
 /// `12m`, `1h 30m`: seconds only where there are no hours.
 fn span(seconds: u64) -> String {
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    let shown = if seconds >= 3600 { seconds - seconds % 60 } else { seconds };
-    let shown = if (600..3600).contains(&shown) { shown - shown % 60 } else { shown };
+    let shown = if seconds >= 3600 {
+        seconds - seconds % 60
+    } else {
+        seconds
+    };
+    let shown = if (600..3600).contains(&shown) {
+        shown - shown % 60
+    } else {
+        shown
+    };
     format!("{:#}", SignedDuration::from_secs(shown))
 }

@@ -1,10 +1,6 @@
-use std::collections::BTreeSet;
-
-use proptest::prelude::*;
-
 use super::*;
 
-fn state() -> AgentState {
+pub(super) fn state() -> AgentState {
     AgentState {
         name: "gpu-1".into(),
         health: Health::Healthy,
@@ -13,7 +9,11 @@ fn state() -> AgentState {
         llm: LlmState::Cold,
         failed_loads: Vec::new(),
         cpu: Slots { used: 0, total: 4 },
-        gpu: Some(GpuState { budget_mb: 4915, available_mb: 4915, ..GpuState::default() }),
+        gpu: Some(GpuState {
+            budget_mb: 4915,
+            available_mb: 4915,
+            ..GpuState::default()
+        }),
         running: Vec::new(),
     }
 }
@@ -27,17 +27,33 @@ fn hot(used: u32) -> AgentState {
     let mut state = AgentState { llm, ..state() };
     let gpu = state.gpu.as_mut().unwrap();
     (gpu.available_mb, gpu.leased_mb) = (890, 4025);
-    let running = |n| Running { class: Class::Llm, label: format!("a1b2c3d{n}"), for_s: 720 };
+    let running = |n| Running {
+        class: Class::Llm,
+        label: format!("a1b2c3d{n}"),
+        for_s: 720,
+    };
     state.running = (0..used).map(running).collect();
     state
 }
 
 fn ailing(health: Health, code: Refusal, detail: &str) -> AgentState {
-    AgentState { health, ailment: Some(Verdict { code, detail: detail.into() }), ..hot(0) }
+    AgentState {
+        health,
+        ailment: Some(Verdict {
+            code,
+            detail: detail.into(),
+        }),
+        ..hot(0)
+    }
 }
 
 fn candidate(class: Class, count: usize, needs: Needs) -> Candidate {
-    Candidate { class, count, needs, passed_over_s: 0 }
+    Candidate {
+        class,
+        count,
+        needs,
+        passed_over_s: 0,
+    }
 }
 
 fn cpu(cpus: u32) -> Candidate {
@@ -49,24 +65,45 @@ fn script(vram: VramNeed) -> Candidate {
 }
 
 fn llm(model: Option<&str>) -> Candidate {
-    candidate(Class::Llm, 125, Needs::Llm { model: model.map(str::to_owned), min_tier: None })
+    candidate(
+        Class::Llm,
+        125,
+        Needs::Llm {
+            model: model.map(str::to_owned),
+            min_tier: None,
+        },
+    )
 }
 
 fn load(model: &str, eligible: &[&str]) -> Candidate {
     let eligible = eligible.iter().map(|name| (*name).to_owned()).collect();
-    let needs =
-        Needs::Load { model: model.into(), eligible, expired: false, vram: VramNeed::Mb(4000) };
+    let needs = Needs::Load {
+        model: model.into(),
+        eligible,
+        expired: false,
+        vram: VramNeed::Mb(4000),
+    };
     candidate(Class::Meta, 1, needs)
 }
 
 fn unload() -> Candidate {
-    candidate(Class::Meta, 1, Needs::Unload { agent: "gpu-1".into() })
+    candidate(
+        Class::Meta,
+        1,
+        Needs::Unload {
+            agent: "gpu-1".into(),
+        },
+    )
 }
 
 #[track_caller]
 fn admits(state: &AgentState, candidates: &[Candidate], class: Class) {
     let decision = decide(state, candidates);
-    assert_eq!(decision.admit.map(|at| candidates[at].class), Some(class), "{decision:?}");
+    assert_eq!(
+        decision.admit.map(|at| candidates[at].class),
+        Some(class),
+        "{decision:?}"
+    );
     assert_eq!(decision.idle(state), None);
 }
 
@@ -74,14 +111,22 @@ fn admits(state: &AgentState, candidates: &[Candidate], class: Class) {
 fn refuses(state: &AgentState, candidate: &Candidate, code: Refusal, detail: &str) {
     let candidates = std::slice::from_ref(candidate);
     let decision = decide(state, candidates);
-    let verdict = Verdict { code, detail: detail.into() };
+    let verdict = Verdict {
+        code,
+        detail: detail.into(),
+    };
     assert_eq!(decision.admit, None);
     assert_eq!(decision.verdicts.get(&candidate.class), Some(&verdict));
     assert_eq!(decision.idle(state), Some(verdict));
 }
 
 fn all() -> Vec<Candidate> {
-    vec![cpu(1), llm(None), script(VramNeed::Mb(800)), load("qwen2.5:7b", &["gpu-1"])]
+    vec![
+        cpu(1),
+        llm(None),
+        script(VramNeed::Mb(800)),
+        load("qwen2.5:7b", &["gpu-1"]),
+    ]
 }
 
 #[test]
@@ -91,7 +136,12 @@ fn a_cold_agent_prefers_meta_then_script_then_cpu() {
         admits(&state(), &candidates, class);
         candidates.retain(|candidate| candidate.class != class);
     }
-    refuses(&state(), &llm(None), Refusal::ModelNotLoaded, "llm:125 need qwen2.5:7b");
+    refuses(
+        &state(),
+        &llm(None),
+        Refusal::ModelNotLoaded,
+        "llm:125 need qwen2.5:7b",
+    );
 }
 
 #[test]
@@ -109,7 +159,10 @@ fn a_constrained_agent_takes_meta_and_cpu_but_loads_nothing() {
     for (code, detail) in [
         (Refusal::Thermal, "84C >= 80C"),
         (Refusal::Power, "181W >= 170W"),
-        (Refusal::VramShort, "5500MB in use of 6144MB, 5100MB held by ollama (pid 2210)"),
+        (
+            Refusal::VramShort,
+            "5500MB in use of 6144MB, 5100MB held by ollama (pid 2210)",
+        ),
     ] {
         let state = ailing(Health::Constrained, code, detail);
         admits(&state, &[cpu(1)], Class::Cpu);
@@ -128,11 +181,20 @@ fn a_paused_draining_or_lost_agent_takes_only_meta_on_request() {
         (Health::Quarantined, Refusal::GpuLost),
     ] {
         let state = ailing(health, code, "since 21:44");
-        for candidate in [cpu(1), llm(None), script(VramNeed::Mb(1)), load("x", &["gpu-1", "gpu-2"])] {
+        for candidate in [
+            cpu(1),
+            llm(None),
+            script(VramNeed::Mb(1)),
+            load("x", &["gpu-1", "gpu-2"]),
+        ] {
             refuses(&state, &candidate, code, "since 21:44");
         }
         admits(&state, &[unload()], Class::Meta);
-        let cold = AgentState { llm: LlmState::Cold, gpu: super::tests::state().gpu, ..state };
+        let cold = AgentState {
+            llm: LlmState::Cold,
+            gpu: super::tests::state().gpu,
+            ..state
+        };
         match health {
             Health::Paused => admits(&cold, &[load("x", &["gpu-1"])], Class::Meta),
             _ => refuses(&cold, &load("x", &["gpu-1"]), code, "since 21:44"),
@@ -142,7 +204,10 @@ fn a_paused_draining_or_lost_agent_takes_only_meta_on_request() {
 
 #[test]
 fn an_agent_without_a_gpu_takes_only_cpu() {
-    let state = AgentState { gpu: None, ..state() };
+    let state = AgentState {
+        gpu: None,
+        ..state()
+    };
     admits(&state, &all(), Class::Cpu);
     refuses(
         &state,
@@ -150,8 +215,18 @@ fn an_agent_without_a_gpu_takes_only_cpu() {
         Refusal::NoSuitableClass,
         "script:3 need a GPU, this agent has none",
     );
-    refuses(&state, &llm(None), Refusal::NoSuitableClass, "llm:125 need a GPU, this agent has none");
-    refuses(&state, &load("x", &["gpu-1"]), Refusal::NoSuitableClass, "load_llm is for gpu-1");
+    refuses(
+        &state,
+        &llm(None),
+        Refusal::NoSuitableClass,
+        "llm:125 need a GPU, this agent has none",
+    );
+    refuses(
+        &state,
+        &load("x", &["gpu-1"]),
+        Refusal::NoSuitableClass,
+        "load_llm is for gpu-1",
+    );
 }
 
 #[test]
@@ -163,13 +238,34 @@ fn an_empty_queue_is_said_to_be_empty() {
 
 #[test]
 fn what_is_for_others_does_not_hide_the_reason_that_counts() {
-    let elsewhere = candidate(Class::Llm, 2, Needs::Elsewhere { on: vec!["gpu-2".into()] });
-    refuses(&state(), &elsewhere, Refusal::NoSuitableClass, "llm:2 only for gpu-2");
-    let candidates = [load("qwen2.5:7b", &["gpu-2", "gpu-3"]), elsewhere, llm(None)];
+    let elsewhere = candidate(
+        Class::Llm,
+        2,
+        Needs::Elsewhere {
+            on: vec!["gpu-2".into()],
+        },
+    );
+    refuses(
+        &state(),
+        &elsewhere,
+        Refusal::NoSuitableClass,
+        "llm:2 only for gpu-2",
+    );
+    let candidates = [
+        load("qwen2.5:7b", &["gpu-2", "gpu-3"]),
+        elsewhere,
+        llm(None),
+    ];
     let decision = decide(&state(), &candidates);
-    assert_eq!(decision.verdicts[&Class::Meta].detail, "load_llm is for gpu-2, gpu-3");
+    assert_eq!(
+        decision.verdicts[&Class::Meta].detail,
+        "load_llm is for gpu-2, gpu-3"
+    );
     let idle = decision.idle(&state()).unwrap();
-    assert_eq!((idle.code, idle.detail.as_str()), (Refusal::ModelNotLoaded, "llm:125 need qwen2.5:7b"));
+    assert_eq!(
+        (idle.code, idle.detail.as_str()),
+        (Refusal::ModelNotLoaded, "llm:125 need qwen2.5:7b")
+    );
 }
 
 #[test]
@@ -182,9 +278,18 @@ fn full_slots_name_who_has_them() {
     );
     let mut state = state();
     state.cpu.used = 3;
-    state.running = vec![Running { class: Class::Cpu, label: "d5de16d7".into(), for_s: 5400 }];
+    state.running = vec![Running {
+        class: Class::Cpu,
+        label: "d5de16d7".into(),
+        for_s: 5400,
+    }];
     admits(&state, &[cpu(1)], Class::Cpu);
-    refuses(&state, &cpu(2), Refusal::CpuSlotsFull, "3/4 (d5de16d7 for 1h 30m), a task needs 2");
+    refuses(
+        &state,
+        &cpu(2),
+        Refusal::CpuSlotsFull,
+        "3/4 (d5de16d7 for 1h 30m), a task needs 2",
+    );
     refuses(
         &state,
         &cpu(9),
@@ -193,22 +298,56 @@ fn full_slots_name_who_has_them() {
     );
     let gpu = state.gpu.as_mut().unwrap();
     (gpu.scripts, gpu.script_slots) = (1, Some(1));
-    state.running[0] = Running { class: Class::Script, label: "d5de16d7".into(), for_s: 34 };
-    refuses(&state, &script(VramNeed::Mb(1)), Refusal::SlotsFull, "1/1 (d5de16d7 for 34s)");
+    state.running[0] = Running {
+        class: Class::Script,
+        label: "d5de16d7".into(),
+        for_s: 34,
+    };
+    refuses(
+        &state,
+        &script(VramNeed::Mb(1)),
+        Refusal::SlotsFull,
+        "1/1 (d5de16d7 for 34s)",
+    );
 }
 
 #[test]
 fn the_model_must_be_the_one_that_is_asked_for() {
     let detail = "llm:125 need llama3:8b, qwen2.5:7b (tier 2) is loaded";
-    refuses(&hot(0), &llm(Some("llama3:8b")), Refusal::WrongModel, detail);
-    let tier = |min_tier| candidate(Class::Llm, 1, Needs::Llm { model: None, min_tier });
+    refuses(
+        &hot(0),
+        &llm(Some("llama3:8b")),
+        Refusal::WrongModel,
+        detail,
+    );
+    let tier = |min_tier| {
+        candidate(
+            Class::Llm,
+            1,
+            Needs::Llm {
+                model: None,
+                min_tier,
+            },
+        )
+    };
     admits(&hot(0), &[tier(Some(2))], Class::Llm);
     let detail = "llm:1 need a model of tier 3, qwen2.5:7b (tier 2) is loaded";
     refuses(&hot(0), &tier(Some(3)), Refusal::WrongModel, detail);
     // Another model than the agent's own is no answer to a task that names none.
-    let other = AgentState { default_model: Some("llama3:8b".into()), ..hot(0) };
-    refuses(&other, &llm(None), Refusal::WrongModel, "llm:125 need llama3:8b, qwen2.5:7b (tier 2) is loaded");
-    let no_default = AgentState { default_model: None, ..hot(0) };
+    let other = AgentState {
+        default_model: Some("llama3:8b".into()),
+        ..hot(0)
+    };
+    refuses(
+        &other,
+        &llm(None),
+        Refusal::WrongModel,
+        "llm:125 need llama3:8b, qwen2.5:7b (tier 2) is loaded",
+    );
+    let no_default = AgentState {
+        default_model: None,
+        ..hot(0)
+    };
     admits(&no_default, &[llm(None)], Class::Llm);
 }
 
@@ -241,7 +380,11 @@ fn a_script_that_does_not_fit_beside_a_needed_model_waits_for_it() {
 fn an_unmeasured_script_runs_alone() {
     admits(&state(), &[script(VramNeed::Alone)], Class::Script);
     let mut busy = state();
-    busy.running = vec![Running { class: Class::Script, label: "d5de16d7".into(), for_s: 60 }];
+    busy.running = vec![Running {
+        class: Class::Script,
+        label: "d5de16d7".into(),
+        for_s: 60,
+    }];
     let gpu = busy.gpu.as_mut().unwrap();
     (gpu.scripts, gpu.leased_mb, gpu.available_mb) = (1, 2048, 2867);
     admits(&busy, &[script(VramNeed::Mb(2867))], Class::Script);
@@ -270,7 +413,12 @@ fn an_unmeasured_script_runs_alone() {
 fn a_load_needs_a_cold_gpu_an_eligible_agent_and_no_backoff() {
     let mine = load("qwen2.5:7b", &["gpu-1", "gpu-2"]);
     admits(&state(), std::slice::from_ref(&mine), Class::Meta);
-    refuses(&hot(0), &mine, Refusal::NoSuitableClass, "qwen2.5:7b is loaded here already");
+    refuses(
+        &hot(0),
+        &mine,
+        Refusal::NoSuitableClass,
+        "qwen2.5:7b is loaded here already",
+    );
     refuses(
         &hot(0),
         &load("llama3:8b", &["gpu-1"]),
@@ -281,7 +429,12 @@ fn a_load_needs_a_cold_gpu_an_eligible_agent_and_no_backoff() {
     if let Needs::Load { expired, .. } = &mut expired.needs {
         *expired = true;
     }
-    refuses(&state(), &expired, Refusal::NoSuitableClass, "load of qwen2.5:7b is past its time");
+    refuses(
+        &state(),
+        &expired,
+        Refusal::NoSuitableClass,
+        "load of qwen2.5:7b is past its time",
+    );
 
     let failed = |retry_in_s| AgentState {
         failed_loads: vec![FailedLoad {
@@ -307,14 +460,28 @@ fn a_load_needs_a_cold_gpu_an_eligible_agent_and_no_backoff() {
 #[test]
 fn while_a_model_moves_only_cpu_is_taken() {
     for (llm_state, words) in [
-        (LlmState::Loading { model: "m".into(), for_s: 12 }, "m is loading for 12s"),
+        (
+            LlmState::Loading {
+                model: "m".into(),
+                for_s: 12,
+            },
+            "m is loading for 12s",
+        ),
         (LlmState::Draining { model: "m".into() }, "m is draining"),
         (LlmState::Unloading { model: "m".into() }, "m is unloading"),
     ] {
-        let state = AgentState { llm: llm_state, ..state() };
+        let state = AgentState {
+            llm: llm_state,
+            ..state()
+        };
         admits(&state, &all(), Class::Cpu);
         let waits = format!("script:3 wait: {words}");
-        refuses(&state, &script(VramNeed::Mb(1)), Refusal::HoldingModel, &waits);
+        refuses(
+            &state,
+            &script(VramNeed::Mb(1)),
+            Refusal::HoldingModel,
+            &waits,
+        );
         let needs = format!("llm:125 need m; {words}");
         refuses(&state, &llm(Some("m")), Refusal::ModelNotLoaded, &needs);
         let busy = format!("one load or unload at a time: {words}");
@@ -326,7 +493,12 @@ fn while_a_model_moves_only_cpu_is_taken() {
 #[test]
 fn what_others_hold_is_a_lost_race() {
     let contended = candidate(Class::Llm, 197, Needs::Contended);
-    refuses(&hot(0), &contended, Refusal::LostRace, "llm:197 claimed by others");
+    refuses(
+        &hot(0),
+        &contended,
+        Refusal::LostRace,
+        "llm:197 claimed by others",
+    );
 }
 
 #[test]
@@ -343,7 +515,10 @@ fn what_was_passed_over_for_long_reserves_its_room() {
     assert_eq!(decision.admit, Some(2), "a cpu task takes no memory");
     assert_eq!(decision.verdicts[&Class::Script].code, Refusal::VramShort);
     // What can never fit reserves nothing.
-    large.needs = Needs::Script { cpus: 1, vram: VramNeed::Mb(9000) };
+    large.needs = Needs::Script {
+        cpus: 1,
+        vram: VramNeed::Mb(9000),
+    };
     admits(&state, &[large, small], Class::Script);
 }
 
@@ -352,134 +527,23 @@ fn every_code_is_reached() {
     // Said by the tests above; lost codes would be dead vocabulary.
     let source = include_str!("tests.rs");
     for code in [
-        "QueueEmpty", "NoSuitableClass", "ModelNotLoaded", "WrongModel", "HoldingModel", "VramShort",
-        "SlotsFull", "CpuSlotsFull", "Thermal", "Power", "Paused", "Draining", "RuntimeFailing",
-        "Backoff", "LostRace", "GpuLost",
+        "QueueEmpty",
+        "NoSuitableClass",
+        "ModelNotLoaded",
+        "WrongModel",
+        "HoldingModel",
+        "VramShort",
+        "SlotsFull",
+        "CpuSlotsFull",
+        "Thermal",
+        "Power",
+        "Paused",
+        "Draining",
+        "RuntimeFailing",
+        "Backoff",
+        "LostRace",
+        "GpuLost",
     ] {
         assert!(source.contains(&format!("Refusal::{code}")), "{code}");
-    }
-}
-
-fn any_llm() -> impl Strategy<Value = LlmState> {
-    let model = || prop_oneof![Just("a".to_owned()), Just("b".to_owned())];
-    prop_oneof![
-        Just(LlmState::Cold),
-        model().prop_map(|model| LlmState::Loading { model, for_s: 3 }),
-        (model(), 0u32..3, 0u32..5).prop_map(|(model, tier, used)| LlmState::Hot {
-            model,
-            tier,
-            slots: Slots { used: used.min(4), total: 4 }
-        }),
-        model().prop_map(|model| LlmState::Draining { model }),
-        model().prop_map(|model| LlmState::Unloading { model }),
-    ]
-}
-
-fn any_state() -> impl Strategy<Value = AgentState> {
-    let health = prop::sample::select(vec![
-        Health::Healthy,
-        Health::Constrained,
-        Health::Paused,
-        Health::Draining,
-        Health::Quarantined,
-    ]);
-    let gpu = prop::option::of((0u64..6000, 0u64..6000, 0u32..3, prop::option::of(1u32..3)));
-    (health, any_llm(), 0u32..5, gpu).prop_map(|(health, llm, used, gpu)| AgentState {
-        health,
-        llm: if gpu.is_some() { llm } else { LlmState::Cold },
-        cpu: Slots { used: used.min(4), total: 4 },
-        gpu: gpu.map(|(available_mb, leased_mb, scripts, script_slots)| GpuState {
-            budget_mb: available_mb + leased_mb,
-            available_mb,
-            leased_mb,
-            scripts,
-            script_slots,
-            alone: None,
-        }),
-        ailment: (health != Health::Healthy)
-            .then(|| Verdict { code: Refusal::Paused, detail: "test".into() }),
-        ..state()
-    })
-}
-
-fn any_candidate() -> impl Strategy<Value = Candidate> {
-    let vram = || prop_oneof![(0u64..7000).prop_map(VramNeed::Mb), Just(VramNeed::Alone)];
-    let model = || prop::sample::select(vec!["a".to_owned(), "b".to_owned()]);
-    let needs = prop_oneof![
-        (1u32..6).prop_map(|cpus| (Class::Cpu, Needs::Cpu { cpus })),
-        (1u32..6, vram()).prop_map(|(cpus, vram)| (Class::Script, Needs::Script { cpus, vram })),
-        (prop::option::of(model()), prop::option::of(0u32..3))
-            .prop_map(|(model, min_tier)| (Class::Llm, Needs::Llm { model, min_tier })),
-        (model(), any::<bool>(), any::<bool>(), vram()).prop_map(|(model, me, expired, vram)| {
-            let eligible = vec![if me { "gpu-1".to_owned() } else { "gpu-2".to_owned() }];
-            (Class::Meta, Needs::Load { model, eligible, expired, vram })
-        }),
-        any::<bool>().prop_map(|me| {
-            let agent = if me { "gpu-1" } else { "gpu-2" }.to_owned();
-            (Class::Meta, Needs::Unload { agent })
-        }),
-        Just((Class::Llm, Needs::Contended)),
-        Just((Class::Cpu, Needs::Elsewhere { on: vec!["gpu-9".to_owned()] })),
-    ];
-    (needs, 1usize..200, prop::sample::select(vec![0, RESERVE_AFTER_S]))
-        .prop_map(|((class, needs), count, passed_over_s)| Candidate { class, count, needs, passed_over_s })
-}
-
-proptest! {
-    #[test]
-    fn never_admits_over_slots_cpus_or_memory(
-        state in any_state(), candidates in prop::collection::vec(any_candidate(), 0..12),
-    ) {
-        let decision = decide(&state, &candidates);
-        let available = state.gpu.as_ref().map_or(0, |gpu| gpu.available_mb);
-        let fits = |vram: VramNeed| match vram {
-            VramNeed::Mb(mb) => mb <= available,
-            VramNeed::Alone => state.gpu.as_ref().is_some_and(|gpu| gpu.leased_mb == 0 && gpu.scripts == 0),
-        };
-        if let Some(at) = decision.admit {
-            match &candidates[at].needs {
-                Needs::Cpu { cpus } => prop_assert!(state.cpu.used + cpus <= state.cpu.total),
-                Needs::Script { cpus, vram } => {
-                    prop_assert!(state.cpu.used + cpus <= state.cpu.total);
-                    prop_assert!(fits(*vram));
-                    prop_assert_eq!(state.health, Health::Healthy);
-                    let gpu = state.gpu.as_ref().unwrap();
-                    prop_assert!(gpu.script_slots.is_none_or(|limit| gpu.scripts < limit));
-                }
-                Needs::Llm { .. } => match &state.llm {
-                    LlmState::Hot { slots, .. } => prop_assert!(slots.used < slots.total),
-                    other => prop_assert!(false, "an llm task with {other:?}"),
-                },
-                Needs::Load { vram, eligible, expired, .. } => {
-                    prop_assert!(fits(*vram) && !expired && eligible.contains(&state.name));
-                    prop_assert_eq!(&state.llm, &LlmState::Cold);
-                }
-                Needs::Unload { agent } => prop_assert_eq!(agent, &state.name),
-                Needs::Contended | Needs::Elsewhere { .. } => prop_assert!(false),
-            }
-            if matches!(state.health, Health::Paused | Health::Draining | Health::Quarantined) {
-                prop_assert_eq!(candidates[at].class, Class::Meta);
-            }
-        }
-        // Each class either has something admissible or a verdict with words in it.
-        let classes: BTreeSet<Class> = candidates.iter().map(|candidate| candidate.class).collect();
-        for class in classes {
-            let admitted = decision.admit.is_some_and(|at| candidates[at].class == class);
-            if let Some(verdict) = decision.verdicts.get(&class) {
-                prop_assert!(!admitted && !verdict.detail.is_empty());
-            }
-            prop_assert!(decision.admit.is_some() || decision.verdicts.contains_key(&class));
-        }
-    }
-
-    #[test]
-    fn claim_order_decides_within_a_class(
-        state in any_state(), candidates in prop::collection::vec(any_candidate(), 1..12),
-    ) {
-        if let Some(at) = decide(&state, &candidates).admit {
-            for earlier in candidates[..at].iter().filter(|c| c.class == candidates[at].class) {
-                prop_assert_eq!(decide(&state, std::slice::from_ref(earlier)).admit, None);
-            }
-        }
     }
 }

@@ -1,0 +1,21 @@
+//! One attempt of a task: how a worker is started, contained, ended and recovered.
+//!
+//! The agent claims a task and calls [`spawn`]; when the worker has exited it calls [`settle`],
+//! makes the record durable, and calls [`finish`]. What a dead agent left behind is taken back by
+//! [`recovery::recover`]. The tree of an attempt never outlives the attempt: see [`Containment`].
+
+mod cgroup;
+mod containment;
+mod error;
+mod launch;
+pub mod oom;
+mod process_tree;
+pub mod recovery;
+mod settle;
+mod worker_args;
+
+pub use containment::{Containment, Tier};
+pub use error::ExecError;
+pub use launch::{COOKIE_VARIABLE, Launch, Running, find_worker, spawn};
+pub use settle::{fail_unstarted, finish, settle};
+pub use worker_args::{WorkerArgs, WorkerArgsError};

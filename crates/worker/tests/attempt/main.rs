@@ -1,0 +1,7 @@
+//! Attempts with the real worker, started and settled as an agent does it.
+
+mod commands;
+mod containment;
+mod prompts;
+mod recovery;
+mod stage;

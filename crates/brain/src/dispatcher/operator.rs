@@ -1,0 +1,140 @@
+//! Signals: what an operator asks of the brain.
+
+use super::*;
+
+impl Dispatcher {
+    pub(super) fn cancel_late(&mut self) {
+        for late in std::mem::take(&mut self.brain.late) {
+            if let Some(batch) = self.batches.get_mut(&late.batch)
+                && let Some((task, instance)) = batch.graph.find(late.id)
+            {
+                batch.graph.cancel(task, instance, &late.reason);
+            }
+        }
+    }
+
+    pub(super) fn take_signals(&mut self) -> Result<()> {
+        for (signal, _) in presence::signals(&self.brain.rig, BRAIN)? {
+            let result = self.obey(&signal);
+            self.or_say(&signal, result);
+            presence::unsend(&self.brain.rig, BRAIN, &signal)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn obey(&mut self, signal: &str) -> Result<()> {
+        let Some((target, verb)) = signal.rsplit_once('.') else {
+            anyhow::bail!("it is no signal that the brain knows");
+        };
+        let id: Option<TaskId> = target.parse().ok();
+        tracing::info!("Signal: {verb} {target}");
+        match (verb, id) {
+            ("abort" | "kill", _) => {
+                self.attempts.abort(target, "ended by request");
+                Ok(())
+            }
+            ("cancel", None) => {
+                let batch = self.batch(target)?;
+                batch.cancel_all();
+                Ok(())
+            }
+            ("hold", None) => {
+                self.brain.set_hold(target)?;
+                match self.batches.get_mut(target) {
+                    Some(batch) => batch.hold(&mut self.brain),
+                    None => anyhow::bail!("batch {target} is not active"),
+                }
+            }
+            ("release", None) => {
+                self.brain.clear_hold(target);
+                self.batch(target)?.graph.release();
+                Ok(())
+            }
+            ("retry", None) => self.revive(target, None),
+            ("cancel", Some(id)) => {
+                let owner = self
+                    .batches
+                    .values_mut()
+                    .find(|batch| batch.graph.find(id).is_some());
+                owner
+                    .ok_or_else(|| anyhow::anyhow!("no active batch has task {target}"))?
+                    .cancel_one(id);
+                Ok(())
+            }
+            ("retry", Some(id)) => {
+                let batch = self.batch_of(id)?;
+                self.revive(&batch, Some(id))
+            }
+            _ => anyhow::bail!("it is no signal that the brain knows"),
+        }
+    }
+
+    pub(super) fn batch(&mut self, id: &str) -> Result<&mut Batch> {
+        self.batches
+            .get_mut(id)
+            .ok_or_else(|| anyhow::anyhow!("batch {id} is not active"))
+    }
+
+    /// The batch of a task that failed or was cancelled, active or not.
+    pub(super) fn batch_of(&self, id: TaskId) -> Result<String> {
+        if let Some(batch) = self
+            .batches
+            .values()
+            .find(|batch| batch.graph.find(id).is_some())
+        {
+            return Ok(batch.id.clone());
+        }
+        for lane in [Lane::Failed, Lane::Cancelled] {
+            for batch in self.brain.rig.subdirs(lane)? {
+                let place = if lane == Lane::Failed {
+                    Place::Failed(&batch)
+                } else {
+                    Place::Cancelled(&batch)
+                };
+                if self
+                    .brain
+                    .rig
+                    .list(place)?
+                    .names
+                    .iter()
+                    .any(|name| name.id == id)
+                {
+                    return Ok(batch);
+                }
+            }
+        }
+        anyhow::bail!("no task {id} has failed or was cancelled")
+    }
+
+    /// Opens a batch again if it is closed, and revives what failed.
+    pub(super) fn revive(&mut self, id: &str, only: Option<TaskId>) -> Result<()> {
+        if !self.batches.contains_key(id) {
+            self.reopen(id)?;
+        }
+        let Some(batch) = self.batches.get_mut(id) else {
+            anyhow::bail!("batch {id} could not be opened again");
+        };
+        let count = batch.revive(&mut self.brain, only)?;
+        tracing::info!(batch = %id, "Batch {id}: {count} tasks are tried again");
+        Ok(())
+    }
+
+    pub(super) fn reopen(&mut self, id: &str) -> Result<()> {
+        let root = TaskId::derive(id, "_plan", None);
+        let rig = self.brain.rig.clone();
+        for place in [Place::Failed(id), Place::Cancelled(id), Place::Complete(id)] {
+            let found = rig
+                .list(place)?
+                .names
+                .into_iter()
+                .find(|name| name.id == root);
+            let Some(name) = found else { continue };
+            if let Opened::Held(held) = claim::open_in(&rig, place, &name)?
+                && let Some(held) = held.reopen(&rig)?
+            {
+                return self.open_batch(held);
+            }
+        }
+        anyhow::bail!("there is no batch {id}")
+    }
+}

@@ -24,8 +24,6 @@ pub(crate) struct Agent {
     pub heartbeat: Option<Heartbeat>,
     /// When the heartbeat's number last moved, by this process's clock.
     pub moved: Instant,
-    /// Since when its model had nothing to do.
-    pub model_idle_since: Option<Instant>,
     /// Staleness was warned about, at this age; again at twice that.
     warned: Option<Duration>,
     /// What could not be taken back was said.
@@ -55,21 +53,6 @@ impl Agents {
             self.agents.values().filter(|agent| agent.alive).count(),
             self.agents.len(),
         )
-    }
-
-    /// Notes since when each agent's model has had nothing to do.
-    pub(crate) fn note_idle_models(&mut self, now: Instant) {
-        for agent in self.agents.values_mut() {
-            let busy = agent
-                .heartbeat
-                .as_ref()
-                .is_none_or(|beat| beat.llm_slots.0 > 0);
-            agent.model_idle_since = if busy {
-                None
-            } else {
-                agent.model_idle_since.or(Some(now))
-            };
-        }
     }
 
     /// Looks at every lock and heartbeat, recovers the dead. `true`: something changed that
@@ -108,7 +91,6 @@ impl Agents {
                     alive: false,
                     heartbeat: None,
                     moved: now,
-                    model_idle_since: None,
                     warned: None,
                     stuck_said: false,
                 };

@@ -242,7 +242,6 @@ impl Dispatcher {
             self.next.agents = now + self.brain.config.timing.lock_poll;
             let containment = self.attempts.containment().clone();
             self.place_wanted |= self.agents.look(&mut self.brain, &containment, now)?;
-            self.agents.note_idle_models(now);
         }
         if now >= self.next.beat {
             self.next.beat = now + self.brain.config.timing.heartbeat_every;

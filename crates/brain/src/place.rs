@@ -105,6 +105,7 @@ impl Placer {
         let open = self.open.remove(&name.id);
         if let Some(model) = open.and_then(|open| open.model)
             && let Some(record) = records::read(&brain.rig, RIG_BATCH, name.id, name.attempt)?
+            && record.started.is_some()
         {
             brain
                 .measured

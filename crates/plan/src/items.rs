@@ -123,8 +123,9 @@ pub fn slug(text: &str) -> String {
         }
         replaced = !stays;
     }
-    while slug.len() > ITEM_ID_MAX_BYTES {
-        slug.pop();
+    // Paths differ at their end: the beginning goes.
+    while slug.len() > ITEM_ID_MAX_BYTES || slug.starts_with(['.', '-']) {
+        slug.remove(0);
     }
     if slug.chars().any(char::is_alphanumeric) {
         slug

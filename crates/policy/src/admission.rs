@@ -121,6 +121,8 @@ pub struct GpuState {
     pub available_mb: u64,
     /// Leased to tasks and the model.
     pub leased_mb: u64,
+    /// Who else holds memory, in words: `5100 MB held by ollama (pid 2210)`.
+    pub foreign: Option<String>,
     /// Script tasks that run.
     pub scripts: u32,
     /// The most script tasks at once, where there is a limit.
@@ -363,6 +365,8 @@ fn load_refusal(
     }
     match &state.llm {
         LlmState::Cold => {}
+        // Nothing is left to do but to say so.
+        LlmState::Hot { model: loaded, .. } if loaded == model && asked_by_name => return None,
         LlmState::Hot { model: loaded, .. } if loaded == model => {
             return Some(explain::already_loaded(model));
         }

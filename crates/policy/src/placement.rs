@@ -73,8 +73,6 @@ pub struct Agent {
     pub health_reason: Option<String>,
     /// As its heartbeat says.
     pub llm: LlmBeat,
-    /// Seconds since its model last had work; 0 while it has.
-    pub model_idle_seconds: f64,
     /// llm tasks it runs now.
     pub llm_running: u32,
     /// It refuses queued script tasks because of the model that it holds.
@@ -319,8 +317,8 @@ fn make_room(view: &View, demand: &Demand) -> Decision {
     }
 }
 
-/// Frees models that nothing needs: at once where they keep queued scripts out, else after as
-/// long as a load takes.
+/// Frees models that nothing needs where they keep queued scripts out. Elsewhere a model stays: the
+/// next stage may need it, and a GPU without work is no better for being empty.
 fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
     let mut decisions = Vec::new();
     for agent in &view.agents {

@@ -33,6 +33,9 @@ pub struct ModelSpec {
     /// What it should take of VRAM, in MB, where known. A load that takes less than half of it
     /// did not go to the GPU.
     pub vram_mb: Option<u64>,
+    /// Whether the GPU's memory must grow as a part of the proof. Not where other work on the
+    /// GPU may end meanwhile: what it frees would hide what the model takes.
+    pub prove_vram: bool,
 }
 
 /// The program that serves a model.
@@ -146,6 +149,7 @@ mod tests {
             env: vec![],
             load_timeout,
             vram_mb: None,
+            prove_vram: true,
         }
     }
 

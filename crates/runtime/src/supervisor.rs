@@ -446,7 +446,7 @@ async fn prove(
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(POLL_LONGEST);
     }
-    let (Some(_), Some(before)) = (&options.gpu_uuid, vram_before) else {
+    let (Some(_), Some(before), true) = (&options.gpu_uuid, vram_before, spec.prove_vram) else {
         return Ok(None);
     };
     "it generates, but VRAM has not grown".clone_into(last);

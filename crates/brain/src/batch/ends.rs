@@ -19,7 +19,8 @@ impl Batch {
             self.events.write(
                 "completed",
                 json!({"name": record.name, "id": record.id, "attempt": record.attempt,
-                       "agent": record.agent, "seconds": record.duration_ms as f64 / 1000.0}),
+                       "agent": record.agent, "seconds": record.duration_ms as f64 / 1000.0,
+                       "model": record.llm.as_ref().map(|llm| &llm.model)}),
             );
         }
         self.changed = true;

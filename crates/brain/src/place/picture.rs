@@ -70,19 +70,14 @@ impl Placer {
         }
         View {
             models: demands,
-            agents: self.agents_view(brain, agents, now),
+            agents: self.agents_view(brain, agents),
             pending: self.pending(brain, agents),
             scripts_queued,
             script_seconds,
         }
     }
 
-    pub(super) fn agents_view(
-        &self,
-        brain: &Context,
-        agents: &Agents,
-        now: Instant,
-    ) -> Vec<placement::Agent> {
+    pub(super) fn agents_view(&self, brain: &Context, agents: &Agents) -> Vec<placement::Agent> {
         let wall = Timestamp::now();
         let mut views = Vec::new();
         for gpu in &brain.config.gpus {
@@ -124,9 +119,6 @@ impl Placer {
                 alive: agent.alive && beat.is_some(),
                 health: beat.map_or(Health::Healthy, |beat| beat.health),
                 health_reason: beat.and_then(|beat| beat.health_reason.clone()),
-                model_idle_seconds: agent
-                    .model_idle_since
-                    .map_or(0.0, |since| now.duration_since(since).as_secs_f64()),
                 llm_running: beat.map_or(0, |beat| beat.llm_slots.0),
                 scripts_blocked: beat.is_some_and(blocked),
                 cannot,

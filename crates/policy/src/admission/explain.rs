@@ -218,6 +218,9 @@ pub(super) fn vram(
             takers(state, &[Class::Script])
         ));
     }
+    if let Some(foreign) = &gpu.foreign {
+        detail.push_str(&format!("; {foreign}"));
+    }
     if let Some(model) = model {
         detail.push_str(&format!("; {model} is loaded and nothing needs it"));
     }

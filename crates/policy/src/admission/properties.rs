@@ -47,6 +47,7 @@ fn any_state() -> impl Strategy<Value = AgentState> {
                 scripts,
                 script_slots,
                 alone: None,
+                foreign: None,
             },
         ),
         ailment: (health != Health::Healthy).then(|| Verdict {
@@ -131,9 +132,16 @@ proptest! {
                     LlmState::Hot { slots, .. } => prop_assert!(slots.used < slots.total),
                     other => prop_assert!(false, "an llm task with {other:?}"),
                 },
-                Needs::Load { vram, eligible, expired, .. } => {
-                    prop_assert!(fits(*vram) && !expired && eligible.contains(&state.name));
-                    prop_assert_eq!(&state.llm, &LlmState::Cold);
+                Needs::Load { model, vram, eligible, expired } => {
+                    prop_assert!(!expired && eligible.contains(&state.name));
+                    match &state.llm {
+                        LlmState::Cold => prop_assert!(fits(*vram)),
+                        // It is there already, and this agent alone was asked.
+                        LlmState::Hot { model: loaded, .. } => {
+                            prop_assert!(loaded == model && eligible.len() == 1);
+                        }
+                        other => prop_assert!(false, "a load with {other:?}"),
+                    }
                 }
                 Needs::Unload { agent } => prop_assert_eq!(agent, &state.name),
                 Needs::Contended | Needs::Elsewhere { .. } => prop_assert!(false),

@@ -394,6 +394,16 @@ fn an_unmeasured_script_runs_alone() {
         Refusal::VramShort,
         "script:3 need the GPU alone until measured, have 2867MB of 4915MB; 1 running (d5de16d7 for 1m)",
     );
+    let mut crowded = state();
+    let gpu = crowded.gpu.as_mut().unwrap();
+    gpu.available_mb = 0;
+    gpu.foreign = Some("5100 MB held by ollama (pid 2210)".into());
+    refuses(
+        &crowded,
+        &script(VramNeed::Alone),
+        Refusal::VramShort,
+        "script:3 need the GPU alone until measured, have 0MB of 4915MB; 5100 MB held by ollama (pid 2210)",
+    );
     busy.gpu.as_mut().unwrap().alone = Some("d5de16d7".into());
     refuses(
         &busy,
@@ -419,6 +429,8 @@ fn a_load_needs_a_cold_gpu_an_eligible_agent_and_no_backoff() {
         Refusal::NoSuitableClass,
         "qwen2.5:7b is loaded here already",
     );
+    let by_name = load("qwen2.5:7b", &["gpu-1"]);
+    admits(&hot(0), std::slice::from_ref(&by_name), Class::Meta);
     refuses(
         &hot(0),
         &load("llama3:8b", &["gpu-1"]),

@@ -7,7 +7,6 @@ fn agent(name: &str, llm: LlmBeat) -> Agent {
         health: Health::Healthy,
         health_reason: None,
         llm,
-        model_idle_seconds: 0.0,
         llm_running: 0,
         scripts_blocked: false,
         cannot: Vec::new(),

@@ -229,5 +229,6 @@ fn spec(id: &str, kind: ModelKind, program: RuntimeProgram) -> ModelSpec {
         env: vec![],
         load_timeout: PATIENCE,
         vram_mb: None,
+        prove_vram: true,
     }
 }

@@ -1,0 +1,478 @@
+//! The dispatcher: one loop, events in, claims and starts out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use jiff::Timestamp;
+use rigor_config::Config;
+use rigor_exec::Containment;
+use rigor_gpu::Condition;
+use rigor_policy::admission::Decision;
+use rigor_queue::heartbeat::{Health, Refusal, Verdict};
+use rigor_queue::presence::ComponentLock;
+use rigor_queue::rig::{Place, Rig};
+use rigor_queue::submit::Durability;
+use rigor_queue::task::Class;
+use rigor_queue::watch::{Wake, Watcher};
+use rigor_telemetry::{Level, LevelHandle};
+
+use crate::attempts::Attempts;
+use crate::beat::Beat;
+use crate::committer::Committer;
+use crate::device::{Device, SAMPLE_EVERY};
+use crate::event::Event;
+use crate::lines::Lines;
+use crate::llm::Llm;
+use crate::measured::Measured;
+use crate::queues::{CLASSES, Queues};
+use crate::side::Side;
+
+/// Events that are taken in before anything is decided from them: a burst of files is one look.
+const EVENTS_AT_ONCE: usize = 10_000;
+/// The directories are read again this often, should an event have been lost.
+const RESCAN_EVERY: Duration = Duration::from_secs(60);
+/// The shortest time between two readings of the directories.
+const RESCAN_APART: Duration = Duration::from_millis(200);
+/// A reading of a long queue takes long: at most one part in so many of the time goes into it.
+const RESCAN_SHARE: u32 = 20;
+/// While watching fails the directories are read this often.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// After a failure of the rig's file system, and doubling.
+const TROUBLE_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait after a failure of the rig's file system.
+const TROUBLE_MOST: Duration = Duration::from_secs(60);
+/// With nothing else to do the loop looks around this often.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// How the agent is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// It goes on.
+    No,
+    /// When nothing runs any more.
+    Drained,
+    /// Now; what runs is killed and goes back to the queue.
+    AtOnce,
+}
+
+/// Tasks done, kept where a crash can still say them.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    completed: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn add_completed(&self) {
+        self.completed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn completed(&self) -> u64 {
+        self.completed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+/// The rig's directory cannot be used: nothing is claimed until `until`.
+#[derive(Debug)]
+pub(crate) struct Trouble {
+    reason: String,
+    pub(crate) until: Instant,
+    wait: Duration,
+}
+
+/// Everything an agent knows and holds.
+pub(crate) struct Agent {
+    pub(crate) name: String,
+    pub(crate) rig: Rig,
+    pub(crate) config: Config,
+    pub(crate) durability: Durability,
+    pub(crate) containment: Containment,
+    pub(crate) worker: PathBuf,
+    pub(crate) default_model: Option<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) cpu_slots: u32,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) levels: LevelHandle,
+    pub(crate) own_level: Level,
+    pub(crate) level_until: Option<Timestamp>,
+
+    pub(crate) events: Receiver<Event>,
+    /// Reports while it lives.
+    pub(crate) _watcher: Option<Watcher>,
+    pub(crate) committer: Committer,
+    pub(crate) side: Side,
+
+    pub(crate) queues: Queues,
+    pub(crate) attempts: Attempts,
+    pub(crate) device: Option<Device>,
+    pub(crate) llm: Llm,
+    pub(crate) measured: Measured,
+    pub(crate) beat: Beat,
+    pub(crate) lines: Lines,
+
+    pub(crate) decision: Decision,
+    pub(crate) idle_verdict: Option<Verdict>,
+    pub(crate) preferred: &'static [Class],
+    pub(crate) draining: Option<String>,
+    pub(crate) paused: Option<String>,
+    pub(crate) quarantine: Option<String>,
+    pub(crate) trouble: Option<Trouble>,
+    pub(crate) stop: Stop,
+    /// The last claim or end of an attempt: idleness counts from here.
+    pub(crate) last_claim: Instant,
+    pub(crate) claims_sync_at: Option<Instant>,
+    pub(crate) signals_changed: bool,
+    pub(crate) rescan_at: Option<Instant>,
+    pub(crate) rescanned: Instant,
+    pub(crate) rescan_took: Duration,
+    /// Watching failed, so directories are read now and then.
+    pub(crate) polling: bool,
+    /// Free only when everything above has ended.
+    pub(crate) lock: ComponentLock,
+}
+
+impl Agent {
+    /// Runs until it is told to stop and nothing runs any more.
+    pub(crate) fn run(&mut self) -> anyhow::Result<()> {
+        self.rescan();
+        self.take_signals();
+        loop {
+            self.act();
+            match self.stop {
+                Stop::AtOnce => return Ok(()),
+                Stop::Drained if self.is_drained() => return Ok(()),
+                Stop::Drained | Stop::No => {}
+            }
+            let wait = self.deadline().saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(wait) {
+                Ok(event) => {
+                    self.take(event)?;
+                    for _ in 1..EVENTS_AT_ONCE {
+                        let Ok(event) = self.events.try_recv() else {
+                            break;
+                        };
+                        self.take(event)?;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("every source of events has ended")
+                }
+            }
+        }
+    }
+
+    /// Everything that follows from what is known now.
+    fn act(&mut self) {
+        let now = Instant::now();
+        self.reap();
+        if self.rescan_at.is_some_and(|at| at <= now) {
+            self.rescan();
+        }
+        if self.signals_changed
+            || self
+                .level_until
+                .is_some_and(|until| until <= Timestamp::now())
+        {
+            self.take_signals();
+        }
+        if self.attempts.has_postponed()
+            && self
+                .trouble
+                .as_ref()
+                .is_none_or(|trouble| trouble.until <= now)
+        {
+            self.retry_postponed();
+        }
+        self.unload_when_drained();
+        if self.stop != Stop::AtOnce {
+            self.measured.refresh();
+            self.claim_all();
+        }
+        let now = Instant::now();
+        if self.claims_sync_at.is_some_and(|at| at <= now) {
+            self.claims_sync_at = None;
+            self.committer.sync_claims();
+        }
+        self.sample_if_due(now);
+        self.say_idle(now);
+        self.beat_if_due(now);
+    }
+
+    fn take(&mut self, event: Event) -> anyhow::Result<()> {
+        match event {
+            Event::Wake(wake) => self.woken(wake),
+            // Found by the next look at all of them.
+            Event::Child => {}
+            Event::Terminate(signal) => {
+                if self.stop == Stop::No {
+                    self.begin_drain(&format!("{signal} received"));
+                } else {
+                    tracing::info!("{signal} received again: stopping at once");
+                    self.stop = Stop::AtOnce;
+                }
+            }
+            Event::Reading(result) => self.read(result),
+            Event::Loaded(result) => self.loaded(result),
+            Event::Unloaded(result) => self.unloaded(result),
+            Event::Runtime(event) => self.runtime_event(event),
+            Event::Finished(finished) => self.finished(finished),
+            Event::CommitFailed { jobs, error } => self.commit_failed(jobs, &error),
+            Event::Gone(thread) => bail!("the thread {thread} panicked"),
+        }
+        Ok(())
+    }
+
+    fn woken(&mut self, wake: Wake) {
+        let (path, added) = match wake {
+            Wake::Added(path) => (path, true),
+            Wake::Removed(path) => (path, false),
+            Wake::Rescan => return self.rescan_soon(Duration::ZERO),
+            Wake::Failed(why) => {
+                if !self.polling {
+                    tracing::warn!(
+                        "Watching failed: {why}; directories are read every second instead"
+                    );
+                }
+                self.polling = true;
+                return self.rescan_soon(POLL_EVERY);
+            }
+        };
+        let Some(dir) = path.parent() else { return };
+        if dir == self.rig.signals_dir(&self.name) {
+            self.signals_changed = true;
+            return;
+        }
+        let class = CLASSES
+            .into_iter()
+            .find(|class| dir == self.rig.dir(Place::Queue(*class)));
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.parse().ok());
+        if let (Some(class), Some(name)) = (class, name) {
+            let index = self.queues.index(class);
+            if added {
+                index.insert(name)
+            } else {
+                index.remove(&name)
+            }
+        }
+    }
+
+    fn rescan_soon(&mut self, after: Duration) {
+        let apart = RESCAN_APART.max(self.rescan_took * RESCAN_SHARE);
+        let at = (Instant::now() + after).max(self.rescanned + apart);
+        self.rescan_at = Some(self.rescan_at.map_or(at, |before| before.min(at)));
+    }
+
+    /// Reads the directories anew: the truth, whatever events said.
+    pub(crate) fn rescan(&mut self) {
+        let began = Instant::now();
+        self.signals_changed = true;
+        if let Err(error) = self.queues.rescan(&self.rig) {
+            self.in_trouble(&error.to_string());
+        }
+        self.rescanned = Instant::now();
+        self.rescan_took = self.rescanned - began;
+        let every = if self.polling {
+            POLL_EVERY
+        } else {
+            RESCAN_EVERY
+        };
+        self.rescan_at = Some(self.rescanned + every.max(self.rescan_took * RESCAN_SHARE));
+    }
+
+    fn read(&mut self, result: Result<crate::device::Sample, rigor_gpu::GpuError>) {
+        if let Ok(sample) = &result {
+            self.note_sample(sample);
+        }
+        let Some(device) = &mut self.device else {
+            return;
+        };
+        let changed = device.taken(result, Instant::now());
+        if !changed {
+            return;
+        }
+        match device.condition.clone() {
+            Condition::Ok => tracing::info!("GPU is within its limits again"),
+            condition @ (Condition::Thermal { .. } | Condition::Power { .. }) => {
+                tracing::warn!(
+                    "GPU is over a limit: {condition}; only meta and cpu tasks are claimed"
+                );
+            }
+            Condition::Lost { cause } => {
+                tracing::error!("GPU of {} is lost and quarantined: {cause}", self.name);
+                self.abandon_gpu_attempts(&format!("the GPU of {} is lost: {cause}", self.name));
+                self.abandon_model();
+            }
+        }
+    }
+
+    fn sample_if_due(&mut self, now: Instant) {
+        let running = self.attempts.of_class(Class::Script) > 0 || self.llm.served().is_some();
+        // Memory of a task that has ended may take the driver a while to give back.
+        let short = self.decision.refusals.contains(&Some(Refusal::VramShort));
+        let every = if running || short || self.llm.is_busy() {
+            SAMPLE_EVERY
+        } else {
+            // A heartbeat should not tell of a reading from long ago.
+            self.config.timing.heartbeat_every
+        };
+        let Some(device) = &mut self.device else {
+            return;
+        };
+        if device.sample_at.is_some_and(|at| at <= now) {
+            device.request();
+        }
+        device.request_at(now + every);
+    }
+
+    fn say_idle(&mut self, now: Instant) {
+        let idle_for = now - self.last_claim;
+        let queued = self.queues.total();
+        if queued == 0 || idle_for < self.config.timing.idle_warn {
+            return;
+        }
+        let Some(verdict) = self.idle() else { return };
+        let model = self.default_model.as_deref();
+        let remedy = match (verdict.code, model) {
+            (Refusal::ModelNotLoaded, Some(model)) => {
+                Some(format!("rigor load {} {model}", self.name))
+            }
+            (Refusal::Paused, _) => Some(format!("rigor resume {}", self.name)),
+            _ => None,
+        };
+        self.lines
+            .idle(idle_for, queued, &verdict, remedy.as_deref());
+    }
+
+    /// When something is due although nothing happens.
+    fn deadline(&self) -> Instant {
+        let now = Instant::now();
+        let idle_at = self.last_claim + self.config.timing.idle_warn;
+        let due = [
+            Some(now + LOOK_EVERY),
+            Some(self.beat_due(now)),
+            self.device.as_ref().and_then(|device| device.sample_at),
+            // What is due already was looked at just now, and waits for something else.
+            self.queues.due(now),
+            self.queues.reserve_due().filter(|at| *at > now),
+            self.trouble
+                .as_ref()
+                .map(|trouble| trouble.until)
+                .filter(|at| *at > now),
+            self.llm.retry_due(now),
+            self.rescan_at,
+            self.claims_sync_at,
+            Some(idle_at).filter(|at| *at > now),
+        ];
+        due.into_iter().flatten().min().unwrap_or(now)
+    }
+
+    /// The agent's health and, unless it is healthy, the verdict that follows from it.
+    pub(crate) fn health(&self) -> (Health, Option<Verdict>) {
+        let because = |code, detail: &str| {
+            Some(Verdict {
+                code,
+                detail: detail.to_owned(),
+            })
+        };
+        if let Some(reason) = &self.draining {
+            return (Health::Draining, because(Refusal::Draining, reason));
+        }
+        if let Some(reason) = &self.quarantine {
+            return (Health::Quarantined, because(Refusal::GpuLost, reason));
+        }
+        if let Some(trouble) = self.trouble.as_ref().filter(|it| it.until > Instant::now()) {
+            return (
+                Health::Quarantined,
+                because(Refusal::Backoff, &trouble.reason),
+            );
+        }
+        let ailment = self.device.as_ref().and_then(Device::ailment);
+        match (ailment, &self.paused) {
+            (Some(lost), _) if lost.code == Refusal::GpuLost => (Health::Quarantined, Some(lost)),
+            (_, Some(reason)) => (Health::Paused, because(Refusal::Paused, reason)),
+            (Some(ailment), None) => (Health::Constrained, Some(ailment)),
+            (None, None) => (Health::Healthy, None),
+        }
+    }
+
+    /// Claims nothing for a while: the rig's directory cannot be read or written.
+    pub(crate) fn in_trouble(&mut self, reason: &str) {
+        let now = Instant::now();
+        let before = self.trouble.take();
+        let wait = match &before {
+            // Several failures of one try count once.
+            Some(trouble) if trouble.until > now => trouble.wait,
+            Some(trouble) => (trouble.wait * 2).min(TROUBLE_MOST),
+            None => TROUBLE_FIRST,
+        };
+        if before
+            .as_ref()
+            .is_none_or(|trouble| trouble.reason != reason)
+        {
+            tracing::error!(
+                "Claiming nothing: {reason}; tried again in {}s, and ever more rarely",
+                wait.as_secs()
+            );
+        }
+        self.decision = Decision::default();
+        self.idle_verdict = Some(Verdict {
+            code: Refusal::Backoff,
+            detail: reason.to_owned(),
+        });
+        self.trouble = Some(Trouble {
+            reason: reason.to_owned(),
+            until: now + wait,
+            wait,
+        });
+    }
+
+    /// What failed works again, and nothing waits for it any more.
+    pub(crate) fn trouble_over(&mut self) {
+        if !self.has_unfinished() && self.trouble.take().is_some() {
+            tracing::info!("Claiming again: what failed works");
+        }
+    }
+
+    /// Results wait to be written or moved.
+    pub(crate) fn has_unfinished(&self) -> bool {
+        self.attempts.has_postponed() || self.committer.pending > 0
+    }
+
+    /// The GPU cannot be trusted until somebody has looked at it.
+    pub(crate) fn quarantine_gpu(&mut self, reason: &str) {
+        if self.quarantine.is_none() {
+            tracing::error!("{} is quarantined: {reason}", self.name);
+            self.quarantine = Some(reason.to_owned());
+        }
+    }
+
+    pub(crate) fn begin_drain(&mut self, reason: &str) {
+        if self.stop != Stop::No {
+            return;
+        }
+        self.stop = Stop::Drained;
+        self.draining = Some(reason.to_owned());
+        let running = self.attempts.len();
+        tracing::info!("Draining: {reason}; {running} running tasks are finished first");
+    }
+
+    fn is_drained(&self) -> bool {
+        self.attempts.len() == 0 && !self.has_unfinished()
+    }
+}

@@ -1,0 +1,410 @@
+//! Attempts: workers started, watched and settled.
+
+use std::process::ExitStatus;
+use std::time::Instant;
+
+use rigor_exec::{ExecError, Launch, Running, fail_unstarted, settle, spawn};
+use rigor_queue::claim::Held;
+use rigor_queue::lane::Lane;
+use rigor_queue::name::FileName;
+use rigor_queue::record::{FailureKind, Outcome};
+use rigor_queue::records;
+use rigor_queue::task::Class;
+
+use crate::agent::Agent;
+use crate::committer::{Finished, Job};
+use crate::device::{SAMPLE_FIRST, Sample};
+
+/// A worker and what it holds.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    running: Running,
+    /// Its part of the GPU's memory.
+    lease: Option<String>,
+    /// The GPU was read while it ran.
+    sampled: bool,
+    /// It was ended because its GPU is gone, which is not its fault.
+    lost: Option<String>,
+}
+
+/// Everything that has begun here and is not with the committer yet.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts {
+    running: Vec<Attempt>,
+    /// The worker has exited, but its record cannot be written or its tree not be killed yet.
+    unsettled: Vec<(Attempt, ExitStatus)>,
+    /// No worker could be started, and the record of that cannot be written yet.
+    unstarted: Vec<(FileName, String)>,
+    /// Recorded, but the record is not durable or the task not moved yet.
+    unfinished: Vec<Job>,
+}
+
+impl Attempt {
+    pub(crate) fn class(&self) -> Class {
+        self.running.spec.class
+    }
+
+    pub(crate) fn name(&self) -> &FileName {
+        &self.running.name
+    }
+
+    pub(crate) fn started(&self) -> Instant {
+        self.running.started
+    }
+
+    /// `a1b2c3d4.a1`: which worker.
+    fn worker_id(&self) -> String {
+        format!(
+            "{}.a{}",
+            self.running.name.id.short(),
+            self.running.name.attempt
+        )
+    }
+}
+
+impl Attempts {
+    /// Attempts that hold slots.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Attempt> {
+        self.running
+            .iter()
+            .chain(self.unsettled.iter().map(|(attempt, _)| attempt))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.running.len() + self.unsettled.len()
+    }
+
+    pub(crate) fn of_class(&self, class: Class) -> u32 {
+        self.iter()
+            .filter(|attempt| attempt.class() == class)
+            .count() as u32
+    }
+
+    pub(crate) fn cpus(&self) -> u32 {
+        let counted = |attempt: &&Attempt| matches!(attempt.class(), Class::Cpu | Class::Script);
+        self.iter()
+            .filter(counted)
+            .map(|attempt| attempt.running.spec.cpus)
+            .sum()
+    }
+
+    /// Whether anything waits for another try.
+    pub(crate) fn has_postponed(&self) -> bool {
+        !(self.unsettled.is_empty() && self.unstarted.is_empty() && self.unfinished.is_empty())
+    }
+}
+
+impl Agent {
+    /// Forks a worker for a claimed task.
+    pub(crate) fn start_attempt(&mut self, held: Held, lease: Option<String>) {
+        let (name, class) = (held.name, held.spec.class);
+        let env = match self.task_environment(&held) {
+            Ok(env) => env,
+            Err(reason) => {
+                // The lease goes first: the move takes the lock again.
+                drop(held);
+                self.give_back_memory(lease.as_deref());
+                return self.not_started(name, reason);
+            }
+        };
+        let launched = spawn(Launch {
+            rig: &self.rig,
+            agent: &self.name,
+            held,
+            env,
+            containment: &self.containment,
+            worker: &self.worker,
+            output_cap_bytes: self.config.limits.output_cap_bytes,
+            grace: self.config.timing.grace,
+        });
+        match launched {
+            Ok(running) => {
+                let attempt = Attempt {
+                    running,
+                    lease,
+                    sampled: false,
+                    lost: None,
+                };
+                tracing::info!(
+                    task = %name.id,
+                    attempt = name.attempt,
+                    "Spawned worker {} (PID {}) for {class} task {}",
+                    attempt.worker_id(),
+                    attempt.running.pid(),
+                    name.id.short()
+                );
+                if let (Some(device), Some(_)) = (&mut self.device, &attempt.lease) {
+                    device.request_at(Instant::now() + SAMPLE_FIRST);
+                }
+                self.attempts.running.push(attempt);
+            }
+            Err(error) => {
+                self.give_back_memory(lease.as_deref());
+                self.not_started(name, error.to_string());
+            }
+        }
+    }
+
+    /// What the agent adds to a task's environment; the error says in words what is missing.
+    fn task_environment(&self, held: &Held) -> Result<Vec<(String, String)>, String> {
+        let mut env: Vec<(String, String)> = Vec::new();
+        let mut set = |name: &str, value: &str| env.push((name.to_owned(), value.to_owned()));
+        for name in &held.spec.secrets {
+            let secret = self
+                .config
+                .secret(name)
+                .map_err(|error| error.to_string())?;
+            set(
+                name,
+                secret
+                    .resolve()
+                    .map_err(|error| error.to_string())?
+                    .reveal(),
+            );
+        }
+        // Only a script has memory of the GPU promised to it: nobody else is shown the GPU.
+        let visible = match (held.spec.class, &self.device) {
+            (Class::Script, Some(device)) => device.info.uuid.as_str(),
+            _ => "",
+        };
+        set("CUDA_VISIBLE_DEVICES", visible);
+        if held.spec.class == Class::Llm {
+            let served = self.llm.served().ok_or("no model is loaded any more")?;
+            let base = served.base_url.trim_end_matches('/');
+            set("RIGOR_LLM_URL", base);
+            set("RIGOR_LLM_MODEL", &served.model);
+            set("RIGOR_LLM_KIND", served.kind);
+            set("OPENAI_BASE_URL", &format!("{base}/v1"));
+            // Clients refuse to start without one; the server does not look at it.
+            set("OPENAI_API_KEY", "rigor");
+            set("WORKER_OLLAMA_URL", base);
+        }
+        Ok(env)
+    }
+
+    fn not_started(&mut self, name: FileName, reason: String) {
+        tracing::warn!(task = %name.id, "Task {} could not be started: {reason}", name.id.short());
+        let failed = fail_unstarted(
+            &self.rig,
+            &self.name,
+            &name,
+            FailureKind::Setup,
+            &reason,
+            self.durability,
+        );
+        match failed {
+            Ok(_) => self.counts.add_failed(),
+            Err(error @ ExecError::NotOurs { .. }) => {
+                tracing::warn!(task = %name.id, "Fenced: {error}");
+            }
+            Err(error) => {
+                self.attempts.unstarted.push((name, reason));
+                self.in_trouble(&error.to_string());
+            }
+        }
+    }
+
+    /// Settles every worker that has exited.
+    pub(crate) fn reap(&mut self) {
+        let mut at = 0;
+        while at < self.attempts.running.len() {
+            match self.attempts.running[at].running.try_wait() {
+                Ok(Some(status)) => {
+                    let attempt = self.attempts.running.remove(at);
+                    self.settle_attempt(attempt, status);
+                }
+                Ok(None) => at += 1,
+                Err(error) => {
+                    let worker = self.attempts.running[at].worker_id();
+                    tracing::error!("Cannot wait for worker {worker}: {error}");
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    fn settle_attempt(&mut self, attempt: Attempt, status: ExitStatus) {
+        let peak_mb = self.peak_of(&attempt);
+        let settled = settle(
+            &self.rig,
+            &self.name,
+            &self.containment,
+            &attempt.running,
+            status,
+            peak_mb,
+            self.config.timing.grace,
+        );
+        let mut record = match settled {
+            Ok(record) => record,
+            Err(error) => {
+                if matches!(error, ExecError::Unkillable { .. }) {
+                    self.quarantine_gpu(&error.to_string());
+                }
+                self.attempts.unsettled.push((attempt, status));
+                return self.in_trouble(&error.to_string());
+            }
+        };
+        if let (Some(reason), Outcome::Failed { .. }) = (&attempt.lost, &record.outcome) {
+            record.outcome = Outcome::Lost {
+                reason: reason.clone(),
+            };
+            if let Err(error) = records::replace(&self.rig, &record) {
+                self.attempts.unsettled.push((attempt, status));
+                return self.in_trouble(&error.to_string());
+            }
+        }
+        let succeeded = record.outcome == Outcome::Succeeded;
+        let seconds = attempt.started().elapsed().as_secs_f64();
+        let vram = record
+            .peaks
+            .vram_mb
+            .map_or(String::new(), |mb| format!(", VRAM peak {mb}MB"));
+        let reason = record
+            .outcome
+            .reason()
+            .map_or(String::new(), |why| format!(" - {why}"));
+        tracing::info!(
+            task = %record.id,
+            attempt = record.attempt,
+            batch = %record.batch,
+            agent = %self.name,
+            "Worker {} finished: {} ({seconds:.1}s{vram}){reason}",
+            attempt.worker_id(),
+            if succeeded { "OK" } else { "FAIL" }
+        );
+        if let Some(mb) = peak_mb {
+            let key = attempt.running.spec.measured_as();
+            // A failure may have come before the memory was needed: it proves a peak to be at
+            // least so much, but not that so much is enough.
+            if succeeded || self.measured.knows(&key) {
+                self.measured.note(&key, mb);
+            }
+        }
+        self.give_back_memory(attempt.lease.as_deref());
+        self.last_claim = Instant::now();
+        self.committer.finish(Job {
+            name: attempt.running.name,
+            record,
+            rewrite: false,
+        });
+    }
+
+    /// The most memory of the GPU that it was seen to use; 0 where it was looked at and had none.
+    fn peak_of(&self, attempt: &Attempt) -> Option<u64> {
+        let (device, lease) = (self.device.as_ref()?, attempt.lease.as_deref()?);
+        let seen = device
+            .ledger
+            .measured(lease)
+            .map(|measured| measured.peak_mb);
+        seen.or(attempt.sampled.then_some(0))
+    }
+
+    fn give_back_memory(&mut self, lease: Option<&str>) {
+        if let (Some(device), Some(lease)) = (&mut self.device, lease) {
+            device.release(lease);
+        }
+    }
+
+    /// A reading came in: whoever runs on the GPU was seen.
+    pub(crate) fn note_sample(&mut self, sample: &Sample) {
+        for attempt in &mut self.attempts.running {
+            // Before its first process is there a worker is only about to start.
+            let stem = attempt.running.name.attempt_stem();
+            attempt.sampled |= attempt.lease.is_some()
+                && (sample.owners.values().any(|owner| *owner == stem)
+                    || attempt.running.started.elapsed() >= SAMPLE_FIRST);
+        }
+    }
+
+    /// Ends what runs on a GPU that is gone; the tasks go elsewhere without being charged.
+    pub(crate) fn abandon_gpu_attempts(&mut self, reason: &str) {
+        for attempt in &mut self.attempts.running {
+            if matches!(attempt.class(), Class::Script | Class::Llm) {
+                attempt.lost = Some(reason.to_owned());
+                let ended =
+                    attempt
+                        .running
+                        .kill(&self.containment, self.config.timing.grace, reason);
+                if let Err(error) = ended {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+        self.reap();
+    }
+
+    /// Kills what runs, records nothing.
+    pub(crate) fn kill_running(&self) {
+        for attempt in self.attempts.iter() {
+            let why = "the agent was stopped";
+            if let Err(error) =
+                attempt
+                    .running
+                    .kill(&self.containment, self.config.timing.grace, why)
+            {
+                tracing::error!("{error}");
+            }
+        }
+    }
+
+    /// The attempt of a signal's name, if it runs here.
+    pub(crate) fn attempt(&self, stem: &str) -> Option<&Running> {
+        let found = self
+            .attempts
+            .running
+            .iter()
+            .find(|one| one.name().attempt_stem() == stem);
+        found.map(|attempt| &attempt.running)
+    }
+
+    /// What the committer has done.
+    pub(crate) fn finished(&mut self, finished: Vec<Finished>) {
+        self.committer.pending -= finished.len();
+        for Finished { job, lane } in finished {
+            let id = job.record.id;
+            match lane {
+                Ok(Lane::Complete) => self.counts.add_completed(),
+                Ok(Lane::Retry) => self.counts.add_failed(),
+                Ok(Lane::Queue) => {
+                    tracing::info!(task = %id, "Task {} is back in the queue", id.short());
+                }
+                Ok(lane) => tracing::warn!(task = %id, "Task {} went to {lane}", id.short()),
+                Err(error @ ExecError::NotOurs { .. }) => {
+                    tracing::warn!(task = %id, "Fenced: {error}");
+                }
+                Err(error) => {
+                    self.attempts.unfinished.push(job);
+                    self.in_trouble(&error.to_string());
+                }
+            }
+        }
+        if self.trouble.is_some() {
+            self.trouble_over();
+        }
+    }
+
+    /// What the committer could not do. The bytes of a failed fsync are not trusted later either:
+    /// the records are written anew.
+    pub(crate) fn commit_failed(&mut self, jobs: Vec<Job>, error: &rigor_queue::QueueError) {
+        self.committer.pending -= jobs.len();
+        let again = jobs.into_iter().map(|job| Job {
+            rewrite: true,
+            ..job
+        });
+        self.attempts.unfinished.extend(again);
+        self.in_trouble(&error.to_string());
+    }
+
+    /// Tries again what a full disk, say, has put off.
+    pub(crate) fn retry_postponed(&mut self) {
+        for (attempt, status) in std::mem::take(&mut self.attempts.unsettled) {
+            self.settle_attempt(attempt, status);
+        }
+        for (name, reason) in std::mem::take(&mut self.attempts.unstarted) {
+            self.not_started(name, reason);
+        }
+        for job in std::mem::take(&mut self.attempts.unfinished) {
+            self.committer.finish(job);
+        }
+    }
+}

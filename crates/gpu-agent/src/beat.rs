@@ -1,0 +1,163 @@
+//! The heartbeat: at intervals, and at once when something changes.
+
+use std::fs::File;
+use std::time::{Duration, Instant, SystemTime};
+
+use jiff::Timestamp;
+use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat, Refusal, Verdict};
+use rigor_queue::presence;
+use rigor_queue::task::Class;
+
+use crate::agent::Agent;
+
+/// Changes are told at most so often.
+const CHANGE_EVERY: Duration = Duration::from_millis(100);
+
+/// What was told last.
+#[derive(Debug)]
+pub(crate) struct Beat {
+    sequence: u64,
+    started: Timestamp,
+    sent_at: Option<Instant>,
+    told: Option<State>,
+    /// The file could not be written: said once.
+    failing: bool,
+}
+
+/// What makes a heartbeat due at once.
+#[derive(Clone, Debug, PartialEq)]
+struct State {
+    health: Health,
+    llm: LlmBeat,
+    running: usize,
+    idle: Option<Refusal>,
+    completed: u64,
+    failed: u64,
+}
+
+impl Beat {
+    pub(crate) fn new() -> Beat {
+        Beat {
+            sequence: 0,
+            started: Timestamp::now(),
+            sent_at: None,
+            told: None,
+            failing: false,
+        }
+    }
+}
+
+impl Agent {
+    /// When the next heartbeat is due.
+    pub(crate) fn beat_due(&self, now: Instant) -> Instant {
+        let Some(sent) = self.beat.sent_at else {
+            return now;
+        };
+        if self.beat.told.as_ref() != Some(&self.beat_state(now)) {
+            return sent + CHANGE_EVERY;
+        }
+        sent + self.config.timing.heartbeat_every
+    }
+
+    /// Writes a heartbeat if one is due.
+    pub(crate) fn beat_if_due(&mut self, now: Instant) {
+        if self.beat_due(now) <= now {
+            self.send_beat(now);
+        }
+    }
+
+    pub(crate) fn send_beat(&mut self, now: Instant) {
+        let state = self.beat_state(now);
+        let heartbeat = self.heartbeat(now);
+        self.beat.sent_at = Some(now);
+        self.beat.told = Some(state);
+        match presence::beat(&self.rig, &self.name, &heartbeat) {
+            Ok(()) => {
+                self.beat.failing = false;
+                self.say_beat(&heartbeat, now);
+            }
+            Err(error) => {
+                // Room for a new file may be lacking; a time in the old one needs none, and tells
+                // the brain that the agent lives.
+                let path = self.rig.agent_dir(&self.name).join("heartbeat.json");
+                let touched =
+                    File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+                if !self.beat.failing {
+                    self.beat.failing = true;
+                    let instead = match touched {
+                        Ok(()) => "its time is touched instead",
+                        Err(_) => "nor can its time be touched",
+                    };
+                    tracing::warn!("Cannot write the heartbeat: {error}; {instead}");
+                }
+            }
+        }
+    }
+
+    fn beat_state(&self, now: Instant) -> State {
+        State {
+            health: self.health().0,
+            llm: self.llm.beat(now),
+            running: self.attempts.len(),
+            idle: self.idle().map(|verdict| verdict.code),
+            completed: self.counts.completed(),
+            failed: self.counts.failed(),
+        }
+    }
+
+    /// Why nothing is claimed; none while the agent works.
+    pub(crate) fn idle(&self) -> Option<Verdict> {
+        let works = self.attempts.len() > 0 || self.llm.is_busy();
+        if works {
+            None
+        } else {
+            self.idle_verdict.clone()
+        }
+    }
+
+    fn heartbeat(&mut self, now: Instant) -> Heartbeat {
+        self.beat.sequence += 1;
+        let (health, ailment) = self.health();
+        Heartbeat {
+            schema: 1,
+            sequence: self.beat.sequence,
+            at: Timestamp::now(),
+            pid: std::process::id(),
+            started: self.beat.started,
+            health,
+            health_reason: ailment.map(|verdict| verdict.detail),
+            gpu: self.device.as_ref().map(crate::device::Device::beat),
+            llm: self.llm.beat(now),
+            idle: self.idle(),
+            verdicts: self.decision.verdicts.clone(),
+            completed: self.counts.completed(),
+            failed: self.counts.failed(),
+            cpu_slots: (self.attempts.cpus(), self.cpu_slots),
+            llm_slots: (self.attempts.of_class(Class::Llm), self.llm.slots()),
+        }
+    }
+
+    fn say_beat(&self, heartbeat: &Heartbeat, now: Instant) {
+        let running = self.attempts.len();
+        let status = if running > 0 {
+            format!("processing, tasks: {running}")
+        } else if self.llm.is_busy() {
+            heartbeat.llm.as_str().to_owned()
+        } else {
+            format!("idle, idle: {}s", (now - self.last_claim).as_secs())
+        };
+        let gpu = heartbeat.gpu.as_ref().map_or(String::new(), |gpu| {
+            let temperature = gpu
+                .temperature_c
+                .map_or("-".to_owned(), |celsius| format!("{celsius}C"));
+            let load = gpu
+                .utilization
+                .map_or("-".to_owned(), |percent| format!("{percent}%"));
+            format!(
+                ", GPU: {temperature} {}MB/{}MB {load}",
+                gpu.used_mb, gpu.total_mb
+            )
+        });
+        tracing::debug!("Heartbeat sent - status: {status}{gpu}");
+    }
+}

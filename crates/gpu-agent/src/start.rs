@@ -1,0 +1,393 @@
+//! From the arguments to a running agent, and its orderly end.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rigor_config::{Config, Gpu};
+use rigor_exec::recovery::{Recovered, RecoveryLimits, recover};
+use rigor_exec::{Containment, find_worker};
+use rigor_gpu::{Gpus, Limits};
+use rigor_policy::admission::Decision;
+use rigor_queue::QueueError;
+use rigor_queue::presence::{ComponentLock, Holder, Role};
+use rigor_queue::rig::{Place, Rig, is_safe_name};
+use rigor_queue::submit::Durability;
+use rigor_queue::watch::Watcher;
+use rigor_runtime::HostOptions;
+use rigor_telemetry::{Guard, Options};
+
+use crate::Args;
+use crate::agent::{Agent, Counts, Stop};
+use crate::attempts::Attempts;
+use crate::beat::Beat;
+use crate::committer::Committer;
+use crate::device::Device;
+use crate::event::Event;
+use crate::lines::Lines;
+use crate::llm::Llm;
+use crate::measured::Measured;
+use crate::queues::{CLASSES, Queues};
+use crate::side::Side;
+
+/// How long a restarted agent waits for a brain that takes back what it left.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two tries for the lock meanwhile.
+const RECOVERY_POLL: Duration = Duration::from_millis(50);
+/// The loopback interface: a runtime is for the tasks of this machine.
+const RUNTIME_HOST: &str = "127.0.0.1";
+
+/// What a process needs to be the agent: the rig, its configuration, and the agent's lock.
+pub(crate) struct Opened {
+    pub(crate) rig: Rig,
+    pub(crate) config: Config,
+    pub(crate) lock: ComponentLock,
+    gpu: Option<Gpu>,
+}
+
+/// Opens the rig and becomes the agent of that name, or says why not. Nothing is logged yet: the
+/// log belongs to whoever holds the lock.
+pub(crate) fn open(args: &Args) -> anyhow::Result<Opened> {
+    let rig = Rig::open(&args.rig)?;
+    let config = Config::load(&args.rig)?;
+    if !is_safe_name(&args.name) || rigor_config::RESERVED_AGENT_NAMES.contains(&args.name.as_str())
+    {
+        bail!("{:?} cannot be an agent's name", args.name);
+    }
+    let gpu = match (config.gpu(&args.name), config.cpu_agent(&args.name)) {
+        _ if args.cpu_only => None,
+        (Ok(gpu), _) => Some(gpu.clone()),
+        (Err(_), Ok(_)) => None,
+        (Err(_), Err(_)) => {
+            let known: Vec<&str> = config.agent_names().collect();
+            let near = rigor_config::nearest(&args.name, known.iter().copied());
+            let near = near.map_or(String::new(), |near| format!("; the nearest is {near:?}"));
+            bail!(
+                "no [[gpu]] or [[cpu_agent]] in {} is named {:?}{near} (there are: {}); for an agent without a GPU add --cpu-only",
+                config.path.display(),
+                args.name,
+                known.join(", ")
+            );
+        }
+    };
+    let lock = take_lock(&rig, &args.name)?;
+    Ok(Opened {
+        rig,
+        config,
+        lock,
+        gpu,
+    })
+}
+
+/// Takes the agent's lock. A brain that recovers the agent's tasks is waited for.
+fn take_lock(rig: &Rig, name: &str) -> anyhow::Result<ComponentLock> {
+    let deadline = Instant::now() + RECOVERY_PATIENCE;
+    loop {
+        match ComponentLock::acquire(rig, name, Role::Running) {
+            Err(QueueError::Held { .. })
+                if is_recovering(rig, name) && Instant::now() < deadline =>
+            {
+                thread::sleep(RECOVERY_POLL);
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn is_recovering(rig: &Rig, name: &str) -> bool {
+    let text = std::fs::read(rig.agent_dir(name).join("lock")).unwrap_or_default();
+    serde_json::from_slice::<Holder>(&text).is_ok_and(|holder| holder.role == Role::Recovering)
+}
+
+/// Sets up the agent's log.
+pub(crate) fn log(args: &Args, opened: &Opened) -> anyhow::Result<Guard> {
+    let options = Options {
+        log_file: Some(opened.rig.logs_dir().join(format!("{}.log", args.name))),
+        level_variables: &["GPU_LOG_LEVEL", "WORKER_LOG_LEVEL"],
+        format: args.log_format,
+        max_size_bytes: opened.config.log.max_size_bytes,
+        keep: opened.config.log.keep,
+        ..Options::new(&args.name)
+    };
+    Ok(rigor_telemetry::init(&options)?)
+}
+
+/// Is the agent until it is told to stop.
+pub(crate) fn serve(
+    name: &str,
+    opened: Opened,
+    counts: Arc<Counts>,
+    guard: &Guard,
+) -> anyhow::Result<()> {
+    let mut agent = build(name, opened, counts, guard)?;
+    tracing::info!("GPU agent {name} starting");
+    agent.run()?;
+    agent.end();
+    Ok(())
+}
+
+fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyhow::Result<Agent> {
+    let Opened {
+        rig,
+        config,
+        lock,
+        gpu,
+    } = opened;
+    let durability = match config.rig.durability {
+        rigor_config::Durability::Default => Durability::Default,
+        rigor_config::Durability::Strict => Durability::Strict,
+        rigor_config::Durability::Process => Durability::Process,
+    };
+    let worker = find_worker()?;
+    let containment = Containment::detect(&config.rig.id);
+    tracing::debug!("Attempts are contained by {}", containment.tier());
+    let (sender, events) = mpsc::channel();
+    let nvml = gpu.as_ref().map(|gpu| open_device(&config, gpu, &sender));
+    let (device, gpus, mut quarantine) = match nvml {
+        None => (None, None, None),
+        Some(Ok((device, gpus))) => (Some(device), Some(gpus), None),
+        Some(Err(error)) => (None, None, Some(error.to_string())),
+    };
+    say_initialized(name, &config, gpu.as_ref(), device.as_ref());
+    if let Some(reason) = &quarantine {
+        tracing::error!("{name} is quarantined: {reason}");
+    }
+    let why = format!("agent {name} died and was started again");
+    let limits = recovery_limits(&config, durability);
+    let recovered = recover(&rig, name, &lock, &containment, limits, &why)
+        .with_context(|| format!("take back what an earlier {name} left"))?;
+    say_recovered(&recovered);
+    if let Some((_, task, reason)) = recovered.unkillable.first() {
+        quarantine.get_or_insert(format!("task {task}: {reason}"));
+    }
+    let host = gpus
+        .zip(gpu.as_ref())
+        .map(|(gpus, gpu)| host_options(&rig, &config, gpu, gpus));
+    let (side, leftover) = Side::start(host, sender.clone())?;
+    match leftover {
+        Ok(None) => {}
+        Ok(Some(reaped)) => tracing::warn!(
+            "Ended the runtime of {} that an earlier {name} left ({} processes)",
+            reaped.manifest.model,
+            reaped.killed
+        ),
+        Err(error) => {
+            tracing::error!("{name} is quarantined: {error}");
+            quarantine.get_or_insert(error.to_string());
+        }
+    }
+    let committer = Committer::start(rig.clone(), name.to_owned(), durability, sender.clone())
+        .context("start the commit thread")?;
+    let watcher = watch(&rig, name, sender);
+    let now = Instant::now();
+    Ok(Agent {
+        name: name.to_owned(),
+        measured: Measured::new(rig.brain_dir().join("measured.json")),
+        durability,
+        containment,
+        worker,
+        default_model: gpu.as_ref().and_then(|gpu| gpu.model.clone()),
+        port: gpu.as_ref().map(|gpu| gpu.port),
+        cpu_slots: config.cpu_slots(name),
+        counts,
+        levels: guard.levels(),
+        own_level: guard.levels().get(),
+        level_until: None,
+        events,
+        polling: watcher.is_none(),
+        _watcher: watcher,
+        committer,
+        side,
+        queues: Queues::default(),
+        attempts: Attempts::default(),
+        device,
+        llm: Llm::new(),
+        beat: Beat::new(),
+        lines: Lines::default(),
+        decision: Decision::default(),
+        idle_verdict: None,
+        preferred: &[],
+        draining: None,
+        paused: None,
+        quarantine,
+        trouble: None,
+        stop: Stop::No,
+        last_claim: now,
+        claims_sync_at: None,
+        signals_changed: true,
+        rescan_at: None,
+        rescanned: now,
+        rescan_took: Duration::ZERO,
+        rig,
+        config,
+        lock,
+    })
+}
+
+fn recovery_limits(config: &Config, durability: Durability) -> RecoveryLimits {
+    RecoveryLimits {
+        grace: config.timing.grace,
+        uncharged_attempts: config.limits.uncharged_attempts,
+        durability,
+    }
+}
+
+/// Opens NVML and reads the GPU. An agent whose GPU cannot be read lives and says why.
+fn open_device(
+    config: &Config,
+    gpu: &Gpu,
+    events: &Sender<Event>,
+) -> Result<(Device, Arc<Gpus>), rigor_gpu::GpuError> {
+    let gpus = Arc::new(Gpus::open(config.nvml.library.as_deref())?);
+    let limits = Limits {
+        temperature_c: config.limits.temperature_c,
+        power_w: config.limits.power_w,
+        vram_share: config.vram_share(gpu),
+    };
+    let device = Device::start(
+        Arc::clone(&gpus),
+        &gpu.uuid,
+        limits,
+        &config.rig.id,
+        events.clone(),
+    )?;
+    Ok((device, gpus))
+}
+
+fn host_options(rig: &Rig, config: &Config, gpu: &Gpu, gpus: Arc<Gpus>) -> HostOptions {
+    let uuid = gpu.uuid.clone();
+    HostOptions {
+        agent: gpu.name.clone(),
+        host: RUNTIME_HOST.to_owned(),
+        port: gpu.port,
+        gpu_uuid: Some(gpu.uuid.clone()),
+        log_dir: rig.logs_dir().join(format!("{}-runtime", gpu.name)),
+        manifest_path: rig.agent_dir(&gpu.name).join("runtime.json"),
+        grace: config.timing.grace,
+        vram_patience: rigor_runtime::VRAM_PATIENCE,
+        vram: Some(Arc::new(move || {
+            gpus.reading(&uuid).ok().map(|reading| reading.used_mb)
+        })),
+    }
+}
+
+/// Watches the queue and the agent's signals. Without a watcher directories are read now and then.
+fn watch(rig: &Rig, name: &str, events: Sender<Event>) -> Option<Watcher> {
+    let queues = CLASSES.map(|class| rig.dir(Place::Queue(class)));
+    let signals = rig.signals_dir(name);
+    let started = Watcher::new(move |wake| {
+        // The dispatcher is gone only when the agent ends.
+        let _ = events.send(Event::Wake(wake));
+    })
+    .and_then(|mut watcher| {
+        queues
+            .iter()
+            .chain([&signals])
+            .try_for_each(|dir| watcher.watch(dir))?;
+        Ok(watcher)
+    });
+    match started {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            tracing::warn!("{error}; directories are read every second instead");
+            None
+        }
+    }
+}
+
+fn say_initialized(name: &str, config: &Config, gpu: Option<&Gpu>, device: Option<&Device>) {
+    let Some(gpu) = gpu else {
+        let slots = config.cpu_slots(name);
+        return tracing::info!("GPU agent initialized: {name} (no GPU), {slots} CPU slots");
+    };
+    let which = match device {
+        Some(device) if device.info.stand_in => format!("stand-in GPU {}", device.info.index),
+        Some(device) => format!("GPU {}", device.info.index),
+        None => "GPU unknown".to_owned(),
+    };
+    let model = gpu.model.as_deref().unwrap_or("none");
+    tracing::info!(
+        "GPU agent initialized: {name} ({which}), port {}, model {model}",
+        gpu.port
+    );
+}
+
+fn say_recovered(recovered: &Recovered) {
+    for (name, task) in &recovered.requeued {
+        tracing::warn!(task = %name.id, "Requeued {task} ({}), which an earlier agent left", name.id.short());
+    }
+    for (name, task) in &recovered.adopted {
+        tracing::info!(task = %name.id, "Adopted the result of {task} ({})", name.id.short());
+    }
+    for (name, task) in &recovered.charged {
+        tracing::warn!(task = %name.id, "Failed {task} ({}), which an earlier agent left", name.id.short());
+    }
+    for (name, task, why) in &recovered.unkillable {
+        tracing::error!(task = %name.id, "Left {task} ({}) where it is: {why}", name.id.short());
+    }
+    for file in &recovered.quarantined {
+        tracing::warn!("Quarantined {file}");
+    }
+    if recovered.killed > 0 {
+        tracing::warn!(
+            "Killed {} processes of an earlier agent's tasks",
+            recovered.killed
+        );
+    }
+}
+
+impl Agent {
+    /// The orderly end: the runtime is stopped, results are durable, what was cut short is queued.
+    fn end(&mut self) {
+        self.send_beat(Instant::now());
+        if self.stop == Stop::AtOnce {
+            self.kill_running();
+        }
+        self.side.shutdown();
+        self.abandon_duty();
+        self.committer.close();
+        while let Ok(event) = self.events.try_recv() {
+            match event {
+                Event::Finished(finished) => self.finished(finished),
+                Event::CommitFailed { jobs, error } => self.commit_failed(jobs, &error),
+                Event::Wake(_)
+                | Event::Child
+                | Event::Terminate(_)
+                | Event::Reading(_)
+                | Event::Loaded(_)
+                | Event::Unloaded(_)
+                | Event::Runtime(_)
+                | Event::Gone(_) => {}
+            }
+        }
+        if self.stop == Stop::AtOnce {
+            self.give_back_running();
+        }
+    }
+
+    /// Puts what was killed back into the queue, as a recovery after this process would.
+    fn give_back_running(&self) {
+        let limits = recovery_limits(&self.config, self.durability);
+        let why = format!("agent {} was stopped", self.name);
+        match recover(
+            &self.rig,
+            &self.name,
+            &self.lock,
+            &self.containment,
+            limits,
+            &why,
+        ) {
+            Ok(recovered) => {
+                for (name, task) in &recovered.requeued {
+                    tracing::info!(task = %name.id, "Stopped {task} ({}) and put it back into the queue", name.id.short());
+                }
+                for (name, task, why) in &recovered.unkillable {
+                    tracing::error!(task = %name.id, "Left {task} ({}) where it is: {why}", name.id.short());
+                }
+            }
+            Err(error) => tracing::error!("Cannot give tasks back: {error}; the brain will"),
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The agent as a process, on a rig with stand-in GPUs.
+
+mod devices;
+mod lifecycle;
+mod models;
+mod rig;
+mod tasks;

@@ -1,0 +1,118 @@
+//! Arguments of the commands that show and wait.
+
+use clap::Args;
+use rigor_queue::lane::Lane;
+use rigor_queue::task::Class;
+
+use super::one_of;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor status
+  rigor status --json | jq '.agents[] | {name, state, idle_reason}'")]
+pub(crate) struct Status {
+    /// Print the whole state as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor tasks --lane failed
+  rigor tasks --batch video-tags --class llm --limit 20
+  rigor tasks --json | jq '.tasks[].id'")]
+pub(crate) struct Tasks {
+    /// Of this batch (its id, or the beginning of it).
+    #[arg(long, value_name = "BATCH")]
+    pub(crate) batch: Option<String>,
+    /// In this lane: waiting, queue, processing, retry, complete, failed, cancelled or quarantine.
+    #[arg(long, value_name = "LANE", value_parser = lane)]
+    pub(crate) lane: Option<Lane>,
+    /// Of this class: meta, llm, script, cpu or brain.
+    #[arg(long, value_name = "CLASS", value_parser = class)]
+    pub(crate) class: Option<Class>,
+    /// In the hands of this agent.
+    #[arg(long, value_name = "AGENT")]
+    pub(crate) agent: Option<String>,
+    /// At most so many.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor show a1b2c3d4
+  rigor show video-tags-20260207-214530-ab2c/transcribe_v7 --json")]
+pub(crate) struct Show {
+    /// A task: its id, the beginning of it, or BATCH/NAME.
+    pub(crate) task: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor logs a1b2c3d4
+  rigor logs -f video-tags/transcribe_v7       ends when the task ends
+  rigor logs a1b2c3d4 --attempt 1")]
+pub(crate) struct Logs {
+    /// A task: its id, the beginning of it, or BATCH/NAME.
+    pub(crate) task: String,
+    /// Go on until the task ends.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Of this attempt [default: the last that printed anything].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor wait video-tags-20260207-214530-ab2c
+  rigor wait video-tags
+
+Exits 0 complete, 1 failed, 3 cancelled, 4 brain not running.")]
+pub(crate) struct Wait {
+    /// The batch's id, or the beginning of it.
+    pub(crate) batch: String,
+    /// Print the batch as JSON when it is over.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor report video-tags
+  rigor report video-tags --json | jq .")]
+pub(crate) struct Report {
+    /// The batch's id, or the beginning of it.
+    pub(crate) batch: String,
+    /// Print RUN_SUMMARY.json.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print where the summary lies, not what it says.
+    #[arg(long)]
+    pub(crate) path: bool,
+}
+
+fn lane(text: &str) -> Result<Lane, String> {
+    let known = || Lane::ALL.iter().map(|lane| lane.as_str());
+    Lane::ALL
+        .into_iter()
+        .find(|lane| lane.as_str() == text)
+        .ok_or_else(|| one_of(text, known()))
+}
+
+fn class(text: &str) -> Result<Class, String> {
+    Class::parse(text).ok_or_else(|| one_of(text, Class::ALL.iter().map(|class| class.as_str())))
+}

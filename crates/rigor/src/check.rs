@@ -1,0 +1,147 @@
+//! `rigor check`, and the check that `rigor submit` makes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rigor_plan::{ForeachSource, Plan, Problems, RigFacts, Sources};
+use rigor_snapshot::facts;
+use serde::Serialize;
+
+use crate::args::{Check, PlanArgs};
+use crate::exit::Exit;
+use crate::target::{self, resolved};
+use crate::terminal::{colour_on_stderr, json, line, note, plural};
+
+/// The file that a plan's folder holds.
+pub(crate) const PLAN_FILE: &str = "plan.md";
+
+/// A plan that was read and checked.
+pub(crate) struct Checked {
+    pub(crate) plan: Plan,
+    pub(crate) source: String,
+    pub(crate) plan_dir: PathBuf,
+    pub(crate) inputs: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    ok: bool,
+    plan: Option<&'a str>,
+    tasks: Vec<TaskReport<'a>>,
+    problems: &'a [rigor_plan::Problem],
+}
+
+#[derive(Serialize)]
+struct TaskReport<'a> {
+    id: &'a str,
+    class: rigor_queue::task::Class,
+    foreach: Option<String>,
+    depends_on: Vec<&'a str>,
+}
+
+/// Checks a plan and says what it comes to.
+pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
+    let facts = if at.join(rigor_config::FILE_NAME).exists() {
+        let opened = target::open(at)?;
+        Some(facts::read(&opened.rig, &opened.config))
+    } else {
+        note(format!(
+            "No rig at {}: what depends on GPUs and models is not checked.",
+            at.display()
+        ));
+        None
+    };
+    match check(&args.plan, facts.as_ref())? {
+        Ok(checked) => {
+            if args.json {
+                json(&report(&checked.plan))?;
+            } else {
+                let plan = &checked.plan;
+                line(format!(
+                    "{}: {}, no problems",
+                    plan.name,
+                    plural(plan.tasks.len(), "task")
+                ))?;
+            }
+            Ok(Exit::Ok)
+        }
+        Err(problems) => {
+            if args.json {
+                let report = Report {
+                    schema: 1,
+                    ok: false,
+                    plan: None,
+                    tasks: Vec::new(),
+                    problems: &problems.problems,
+                };
+                json(&report)?;
+            } else {
+                say(&problems);
+            }
+            Ok(Exit::Failed)
+        }
+    }
+}
+
+fn report(plan: &Plan) -> Report<'_> {
+    let tasks = plan.tasks.iter().map(|task| TaskReport {
+        id: &task.id,
+        class: task.class,
+        foreach: task
+            .foreach
+            .as_ref()
+            .map(|foreach| foreach.source.to_string()),
+        depends_on: task.deps.iter().map(|dep| dep.task.as_str()).collect(),
+    });
+    Report {
+        schema: 1,
+        ok: true,
+        plan: Some(&plan.name),
+        tasks: tasks.collect(),
+        problems: &[],
+    }
+}
+
+/// Shows every problem on stderr, with its line.
+pub(crate) fn say(problems: &Problems) {
+    note(problems.render(colour_on_stderr()).trim_end());
+    let count = problems.problems.len() + problems.left_out;
+    note(format!(
+        "\n{}; nothing was submitted",
+        plural(count, "problem")
+    ));
+}
+
+/// Reads a plan and checks it whole: the outer error is one of reading.
+pub(crate) fn check(
+    args: &PlanArgs,
+    facts: Option<&RigFacts>,
+) -> Result<std::result::Result<Checked, Problems>> {
+    let shown = args.plan_dir.join(PLAN_FILE);
+    let plan_dir = resolved(&args.plan_dir)?;
+    let bytes =
+        fs::read(&shown).with_context(|| format!("cannot read the plan {}", shown.display()))?;
+    let source = String::from_utf8(bytes)
+        .with_context(|| format!("{} is not UTF-8 text", shown.display()))?;
+    let inputs = args.inputs();
+    let files = |path: &str| fs::read_to_string(plan_dir.join(path)).ok();
+    let exists = |source: &ForeachSource| plan_dir.join(source.base()).exists();
+    let plan = rigor_plan::check(&Sources {
+        plan_file: &shown.display().to_string(),
+        text: &source,
+        inputs: &inputs,
+        files: &files,
+        exists: &exists,
+        rig: facts,
+        infer: args.infer,
+    });
+    Ok(plan.map(|plan| Checked {
+        plan,
+        source,
+        plan_dir,
+        inputs,
+    }))
+}

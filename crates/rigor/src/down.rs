@@ -1,0 +1,125 @@
+//! `rigor down`: stops what runs of a rig, whoever started it.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rigor_queue::rig::{BRAIN, Rig};
+use rustix::process::Signal;
+
+use crate::args::Down;
+use crate::boot;
+use crate::components::{self, How, Living, UpRecord, living, run_dir};
+use crate::exit::Exit;
+use crate::target;
+use crate::terminal::{duration, note};
+use crate::tmux::Session;
+
+/// How long a component may take at most that was told to stop at once; a shorter grace is
+/// meant for this step too.
+const AT_ONCE_MOST: Duration = Duration::from_secs(15);
+/// How long the kernel may take to end a process that was killed.
+const AFTER_KILL: Duration = Duration::from_secs(5);
+
+/// Stops the rig: the agents first, so that the brain still sees what they finished.
+pub(crate) fn run(at: &Path, args: &Down) -> Result<Exit> {
+    let opened = target::open(at)?;
+    let (rig, config) = (&opened.rig, &opened.config);
+    let _exclusive = components::exclusive(rig)?;
+    let record = UpRecord::read(rig)?;
+    let booted = record
+        .as_ref()
+        .is_some_and(|record| record.how == How::Systemd);
+    if args.boot || booted {
+        // systemd would start again what it did not stop itself.
+        boot::stop(rig, &config.rig.id, args.boot)?;
+    }
+    let mut names: Vec<String> = config.agent_names().map(str::to_owned).collect();
+    names.extend(
+        rig.agents()?
+            .into_iter()
+            .filter(|name| config.agent_names().all(|one| one != name)),
+    );
+    let mut all_ended = stop(rig, &names, args.grace)?;
+    all_ended &= stop(rig, &[BRAIN.to_owned()], args.grace)?;
+    if let Some(record) = &record
+        && all_ended
+    {
+        tidy(rig, record)?;
+        UpRecord::forget(rig)?;
+    }
+    if !all_ended {
+        return Ok(Exit::Failed);
+    }
+    note("Nothing of this rig runs.");
+    Ok(Exit::Ok)
+}
+
+/// Stops components together: drain, at the end of the grace at once, then by force. `false`:
+/// some still run.
+fn stop(rig: &Rig, names: &[String], grace: Duration) -> Result<bool> {
+    let mut running: Vec<Living> = Vec::new();
+    for name in names {
+        running.extend(living(rig, name)?);
+    }
+    let stages = [
+        (Signal::TERM, grace, "asked to finish and stop"),
+        (
+            Signal::TERM,
+            grace.min(AT_ONCE_MOST),
+            "told to stop at once",
+        ),
+        (Signal::KILL, AFTER_KILL, "killed"),
+    ];
+    for (signal, wait, words) in stages {
+        for one in &running {
+            one.signal(signal)?;
+            note(format!("{} (pid {}) {words}", one.name, one.pid));
+        }
+        let deadline = Instant::now() + wait;
+        let mut left = Vec::new();
+        for one in running {
+            if one.wait_until(deadline)? {
+                note(format!("{} (pid {}) has stopped", one.name, one.pid));
+            } else {
+                note(format!(
+                    "{} (pid {}) still runs after {}",
+                    one.name,
+                    one.pid,
+                    duration(wait)
+                ));
+                left.push(one);
+            }
+        }
+        running = left;
+    }
+    for one in &running {
+        note(format!(
+            "{} (pid {}) cannot be killed: it hangs in the kernel (a disk or a GPU driver); see `dmesg`",
+            one.name, one.pid
+        ));
+    }
+    Ok(running.is_empty())
+}
+
+fn tidy(rig: &Rig, record: &UpRecord) -> Result<()> {
+    match &record.how {
+        How::Tmux { session } => {
+            let session = Session {
+                name: session.clone(),
+            };
+            if crate::tmux::is_there() && session.belongs_to(rig)? {
+                session.close(&record.components)?;
+            }
+        }
+        How::Background => {
+            for name in &record.components {
+                // Gone is as good as removed.
+                let _ = fs::remove_file(run_dir(rig).join(format!("{name}.pid")));
+            }
+        }
+        How::Systemd => {}
+    }
+    Ok(())
+}

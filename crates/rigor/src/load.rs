@@ -1,0 +1,98 @@
+//! `rigor load` and `rigor unload`: the operator's overrides of the placement.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use jiff::{SignedDuration, Timestamp};
+use rigor_queue::name::TaskId;
+use rigor_queue::rig::RIG_BATCH;
+use rigor_queue::task::{Class, TaskSpec, Work};
+use rigor_snapshot::Snapshot;
+
+use crate::args::{Load, Unload};
+use crate::exit::Exit;
+use crate::submit::{random_word, spec, write};
+use crate::target::{self, Opened};
+use crate::terminal::{line, note};
+
+/// How long a load may wait for its agent.
+const EXPIRES: SignedDuration = SignedDuration::from_hours(1);
+
+/// Asks an agent to load a model.
+pub(crate) fn load(at: &Path, args: &Load) -> Result<Exit> {
+    let opened = target::open(at)?;
+    opened.config.gpu(&args.agent)?;
+    opened.config.model(&args.model)?;
+    let held = held_model(&opened, &args.agent)?;
+    if let Some(other) = held.filter(|held| *held != args.model) {
+        note(format!(
+            "{} holds {other}: it is unloaded first, when what runs on it is done",
+            args.agent
+        ));
+        let agent = args.agent.clone();
+        submit(
+            &opened,
+            &args.agent,
+            "unload_llm",
+            Work::UnloadLlm { agent },
+        )?;
+    }
+    let work = Work::LoadLlm {
+        model: args.model.clone(),
+        eligible: vec![args.agent.clone()],
+        expires: Timestamp::now() + EXPIRES,
+    };
+    submit(&opened, &args.agent, "load_llm", work)
+}
+
+/// Asks an agent to free its GPU.
+pub(crate) fn unload(at: &Path, args: &Unload) -> Result<Exit> {
+    let opened = target::open(at)?;
+    opened.config.gpu(&args.agent)?;
+    if let Some(model) = &args.model {
+        let held = held_model(&opened, &args.agent)?;
+        if held.as_ref() != Some(model) {
+            bail!(
+                "{} holds {}, not {model}",
+                args.agent,
+                held.as_deref().unwrap_or("no model")
+            );
+        }
+    }
+    submit(
+        &opened,
+        &args.agent,
+        "unload_llm",
+        Work::UnloadLlm {
+            agent: args.agent.clone(),
+        },
+    )
+}
+
+/// The model that the agent has on its GPU, as its last heartbeat says.
+fn held_model(opened: &Opened, agent: &str) -> Result<Option<String>> {
+    let snapshot = Snapshot::read(&opened.rig, &opened.config)?;
+    let found = snapshot
+        .agents
+        .into_iter()
+        .find(|known| known.name == agent);
+    Ok(found.and_then(|agent| agent.model))
+}
+
+fn submit(opened: &Opened, agent: &str, task: &str, work: Work) -> Result<Exit> {
+    let root = opened.rig.root();
+    opened.rig.prepare_batch(RIG_BATCH)?;
+    let id = TaskId::derive(RIG_BATCH, task, Some(&random_word()));
+    let spec = TaskSpec {
+        on: vec![agent.to_owned()],
+        plan_dir: root.to_owned(),
+        batch_dir: root.to_owned(),
+        ..spec(id, RIG_BATCH, RIG_BATCH, task, Class::Meta, work)
+    };
+    write(&opened.rig, &opened.config, &spec)?;
+    line(id.to_string())?;
+    if rigor_queue::presence::is_held(&opened.rig, agent)? != Some(true) {
+        note(format!("{agent} is not running. Start it: rigor up"));
+    }
+    Ok(Exit::Ok)
+}

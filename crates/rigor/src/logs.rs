@@ -1,0 +1,157 @@
+//! `rigor logs`.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rigor_queue::lane::Lane;
+use rigor_queue::records;
+use rigor_snapshot::Detail;
+
+use crate::args::Logs;
+use crate::exit::Exit;
+use crate::target::{self, Opened};
+use crate::terminal::note;
+
+/// Between two looks for more output.
+const POLL: Duration = Duration::from_millis(200);
+/// Between two looks at where the task lies, which costs more.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Prints what a task printed, as it is.
+pub(crate) fn run(at: &Path, args: &Logs) -> Result<Exit> {
+    let opened = target::open(at)?;
+    let detail = opened.detail(&args.task)?;
+    if args.follow {
+        follow(&opened, detail, args.attempt)?;
+        return Ok(Exit::Ok);
+    }
+    let attempt = match args.attempt {
+        Some(attempt) => attempt,
+        None => last_with_output(&opened, &detail),
+    };
+    let mut reader = Reader::new(&opened, &detail, attempt);
+    if reader.copy()? == 0 {
+        let known = detail.attempts.iter().any(|one| one.attempt == attempt);
+        if args.attempt.is_some() && !known {
+            bail!(
+                "{} has no attempt {attempt}; it has had {}",
+                detail.id,
+                detail.attempts.len()
+            );
+        }
+        note(if known {
+            "It printed nothing."
+        } else {
+            "It has not run yet."
+        });
+        if let Some(reason) = &detail.reason {
+            note(format!(
+                "Attempt {attempt}: {}",
+                crate::terminal::printable(reason)
+            ));
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+/// Prints what a task prints until it ends.
+pub(crate) fn follow_to_the_end(opened: &Opened, task: &str) -> Result<()> {
+    let detail = opened.detail(task)?;
+    follow(opened, detail, None)
+}
+
+/// Follows one attempt to its end, or with `None` the task through all its attempts.
+fn follow(opened: &Opened, detail: Detail, only: Option<u32>) -> Result<()> {
+    let id = detail.id.to_string();
+    let mut attempt = only.unwrap_or_else(|| last_with_output(opened, &detail));
+    let mut reader = Reader::new(opened, &detail, attempt);
+    let mut lane = detail.lane;
+    let mut current = detail.attempt;
+    let mut looked = Instant::now();
+    loop {
+        reader.copy()?;
+        let is_over = records::read(&opened.rig, &detail.batch, detail.id, attempt)?.is_some();
+        if is_over {
+            // What was written between the last read and the record.
+            reader.copy()?;
+            if only.is_some() {
+                return Ok(());
+            }
+        }
+        if is_over && current > attempt {
+            attempt += 1;
+            note(format!("--- attempt {attempt} ---"));
+            reader = Reader::new(opened, &detail, attempt);
+            continue;
+        }
+        // A task that ends without an attempt (cancelled, quarantined) leaves no further output.
+        if lane.is_terminal() || (is_over && lane == Lane::Waiting) {
+            reader.copy()?;
+            return Ok(());
+        }
+        std::thread::sleep(POLL);
+        if is_over || looked.elapsed() >= LOOK {
+            let now = opened.detail(&id)?;
+            (lane, current, looked) = (now.lane, now.attempt, Instant::now());
+        }
+    }
+}
+
+/// The attempt that runs, or the last that printed anything, or the last.
+fn last_with_output(opened: &Opened, detail: &Detail) -> u32 {
+    let last = detail
+        .attempts
+        .last()
+        .map_or(detail.attempt, |attempt| attempt.attempt);
+    let running = detail
+        .attempts
+        .last()
+        .is_some_and(|attempt| attempt.outcome == "running");
+    if running {
+        return last;
+    }
+    let has_output = |attempt: &u32| {
+        let path = opened.rig.output_path(&detail.batch, detail.id, *attempt);
+        path.metadata().is_ok_and(|meta| meta.len() > 0)
+    };
+    (1..=last).rev().find(has_output).unwrap_or(last)
+}
+
+/// Copies a growing file to stdout. The file may come later, or be written anew and shorter.
+struct Reader {
+    path: std::path::PathBuf,
+    at: u64,
+}
+
+impl Reader {
+    fn new(opened: &Opened, detail: &Detail, attempt: u32) -> Reader {
+        Reader {
+            path: opened.rig.output_path(&detail.batch, detail.id, attempt),
+            at: 0,
+        }
+    }
+
+    /// Copies what has come since the last time; says how many bytes.
+    fn copy(&mut self) -> Result<u64> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", self.path.display()));
+            }
+        };
+        if file.metadata()?.len() < self.at {
+            // The middle was left out because of the cap: what follows is the tail.
+            self.at = 0;
+        }
+        file.seek(SeekFrom::Start(self.at))?;
+        let mut stdout = io::stdout().lock();
+        let copied = io::copy(&mut file.take(u64::MAX), &mut stdout)?;
+        stdout.flush()?;
+        self.at += copied;
+        Ok(copied)
+    }
+}

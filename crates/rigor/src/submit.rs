@@ -1,0 +1,261 @@
+//! `rigor submit`: a checked plan becomes a task file of the brain's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use jiff::{Timestamp, ZonedDateTime};
+use rigor_config::Config;
+use rigor_queue::name::{FileName, PRIORITY_DEFAULT, TaskId};
+use rigor_queue::rig::{Place, Rig};
+use rigor_queue::submit::{Durability, submit};
+use rigor_queue::task::{Backoff, Class, Submission, TaskSpec, Vram, Work};
+use rigor_snapshot::{PLAN_TASK, plan_task_id};
+
+use crate::args::Submit;
+use crate::check::{self, Checked};
+use crate::exit::Exit;
+use crate::target::{self, Opened};
+use crate::terminal::{json, line, note};
+use crate::wait;
+
+/// 2026-01-01T00:00Z: what the sequence of tasks that the brain did not number counts from.
+const EPOCH_MS: i64 = 1_767_225_600_000;
+/// Bytes of a plan's name that a batch's id keeps.
+const SLUG_MOST: usize = 60;
+
+/// Submits a plan, and with `--wait` follows it to its end.
+pub(crate) fn run(at: &Path, args: &Submit) -> Result<Exit> {
+    let opened = target::open(at)?;
+    let facts = rigor_snapshot::facts::read(&opened.rig, &opened.config);
+    let checked = match check::check(&args.plan, Some(&facts))? {
+        Ok(checked) => checked,
+        Err(problems) => {
+            check::say(&problems);
+            return Ok(Exit::Failed);
+        }
+    };
+    let limit = args.limit.map(usize::try_from).transpose()?;
+    let batch = New::of(&checked.plan.name);
+    let batch = batch.submit(
+        &opened,
+        checked,
+        Terms {
+            limit,
+            infer: args.plan.infer,
+            held: args.hold,
+        },
+    )?;
+    if args.json {
+        json(&serde_json::json!({
+            "schema": 1,
+            "batch_id": batch.id,
+            "batch_dir": batch.dir,
+            "held": args.hold,
+        }))?;
+    } else {
+        line(&batch.id)?;
+    }
+    if args.hold {
+        note(format!("Held: start it with `rigor release {}`", batch.id));
+    }
+    if args.wait {
+        return wait::until_over(&opened, &batch.id);
+    }
+    opened.warn_without_brain()?;
+    Ok(Exit::Ok)
+}
+
+/// A batch that was submitted.
+pub(crate) struct Submitted {
+    pub(crate) id: String,
+    pub(crate) dir: PathBuf,
+}
+
+/// How a plan is to be run.
+pub(crate) struct Terms {
+    pub(crate) limit: Option<usize>,
+    pub(crate) infer: bool,
+    pub(crate) held: bool,
+}
+
+/// A batch that is to be.
+pub(crate) struct New {
+    pub(crate) id: String,
+    plan: String,
+}
+
+impl New {
+    /// `<plan>-<yyyymmdd-hhmmss>-<4 random characters>`.
+    pub(crate) fn of(plan_name: &str) -> New {
+        let plan = slug(plan_name);
+        let time = ZonedDateTime::now().strftime("%Y%m%d-%H%M%S").to_string();
+        New {
+            id: format!("{plan}-{time}-{}", &random_word()[..4]),
+            plan,
+        }
+    }
+
+    /// Writes the batch. When this returns it survives what the rig's durability says.
+    pub(crate) fn submit(
+        self,
+        opened: &Opened,
+        checked: Checked,
+        terms: Terms,
+    ) -> Result<Submitted> {
+        let rig = &opened.rig;
+        let dir = checked.plan_dir.join("history").join(&self.id);
+        fs::create_dir_all(&dir).with_context(|| {
+            format!(
+                "cannot make {}: a batch leaves its results there",
+                dir.display()
+            )
+        })?;
+        rig.prepare_batch(&self.id)?;
+        if terms.held {
+            let path = rig.brain_dir().join("held").join(&self.id);
+            fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let submission = Submission {
+            source: checked.source,
+            files: checked.plan.prompt_files,
+            inputs: checked.inputs,
+            limit: terms.limit,
+            infer: terms.infer,
+        };
+        let id = plan_task_id(&self.id);
+        let spec = TaskSpec {
+            plan_dir: checked.plan_dir,
+            batch_dir: dir.clone(),
+            ..spec(
+                id,
+                &self.id,
+                &self.plan,
+                PLAN_TASK,
+                Class::Brain,
+                Work::Plan(Box::new(submission)),
+            )
+        };
+        write(rig, &opened.config, &spec)?;
+        Ok(Submitted { id: self.id, dir })
+    }
+}
+
+/// A task with nothing but what every task has.
+pub(crate) fn spec(
+    id: TaskId,
+    batch: &str,
+    plan: &str,
+    task: &str,
+    class: Class,
+    work: Work,
+) -> TaskSpec {
+    TaskSpec {
+        id,
+        batch: batch.to_owned(),
+        plan: plan.to_owned(),
+        task: task.to_owned(),
+        name: task.to_owned(),
+        class,
+        work,
+        item: None,
+        priority: PRIORITY_DEFAULT,
+        cpus: 1,
+        on: Vec::new(),
+        model: None,
+        min_tier: None,
+        vram: Vram::default(),
+        timeout_s: None,
+        kill_if_silent_s: None,
+        retries: 0,
+        backoff: Backoff::default(),
+        env: Default::default(),
+        env_file: None,
+        venv: None,
+        conda: None,
+        secrets: Vec::new(),
+        workdir: None,
+        requires: Vec::new(),
+        produces: Vec::new(),
+        plan_dir: PathBuf::new(),
+        batch_dir: PathBuf::new(),
+        created: Timestamp::now(),
+    }
+}
+
+/// Writes a task file into the queue of its class.
+pub(crate) fn write(rig: &Rig, config: &Config, spec: &TaskSpec) -> Result<()> {
+    let sequence = u64::try_from(Timestamp::now().as_millisecond() - EPOCH_MS)
+        .context("this machine's clock is before 2026; set it")?;
+    let name = FileName::first(spec.priority, sequence, spec.shape(), spec.id);
+    let durability = match config.rig.durability {
+        rigor_config::Durability::Default => Durability::Default,
+        rigor_config::Durability::Strict => Durability::Strict,
+        rigor_config::Durability::Process => Durability::Process,
+    };
+    if !submit(rig, Place::Queue(spec.class), &name, spec, durability)? {
+        bail!("the task {} is there already", spec.id);
+    }
+    Ok(())
+}
+
+/// 8 random characters of Crockford's base32 in lower case, which has no look-alikes.
+pub(crate) fn random_word() -> String {
+    const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+    // Bytes 0 to 5 and 10 to 15 of a version 4 UUID are all random.
+    let random = uuid::Uuid::new_v4();
+    let bytes = random.as_bytes();
+    [0, 1, 2, 3, 10, 11, 12, 13]
+        .map(|at| char::from(DIGITS[usize::from(bytes[at] % 32)]))
+        .iter()
+        .collect()
+}
+
+/// A plan's name as a batch's id has it: lower case, other than letters and digits become `-`.
+fn slug(name: &str) -> String {
+    let mut slug = String::new();
+    for c in name.chars() {
+        if c.is_ascii_alphanumeric() || c == '_' {
+            slug.push(c.to_ascii_lowercase());
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+        if slug.len() >= SLUG_MOST {
+            break;
+        }
+    }
+    let slug = slug.trim_matches(['-', '_']);
+    if slug.is_empty() {
+        "plan".to_owned()
+    } else {
+        slug.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_of_any_name_makes_a_safe_batch_id() {
+        for name in [
+            "Video Tags!",
+            "",
+            "../../etc",
+            "日本語",
+            "_plan",
+            &"x".repeat(100),
+        ] {
+            let id = New::of(name).id;
+            assert!(rigor_queue::rig::is_safe_name(&id), "{name:?} gave {id:?}");
+            assert!(!id.starts_with('_'), "{id}");
+        }
+        assert!(New::of("Video  Tags!").id.starts_with("video-tags-20"));
+    }
+
+    #[test]
+    fn random_words_differ() {
+        let words: std::collections::BTreeSet<String> = (0..1000).map(|_| random_word()).collect();
+        assert_eq!(words.len(), 1000);
+    }
+}

@@ -1,0 +1,146 @@
+use rigor_queue::claim::peek;
+use rigor_queue::lane::Move;
+use rigor_queue::rig::Place;
+use rigor_queue::task::{Class, Work};
+
+use crate::hand_made::HandMade;
+
+#[test]
+fn the_brain_is_told_by_signals() {
+    let made = HandMade::new();
+    let (batch, plan) = made.running_batch();
+    let names = made.queued(&batch, "tag", &["v1", "v2"]);
+    let (failed, queued) = (names[0].id, names[1].id);
+    let held = made.claim(Class::Cpu, &names[0], "gpu-1");
+    made.fail(held, "exit code 3");
+    let mut sent = Vec::new();
+    for (words, signal, content) in [
+        (vec!["hold", "video"], format!("{batch}.hold"), ""),
+        (vec!["release", &batch], format!("{batch}.release"), ""),
+        (vec!["cancel", &batch], format!("{batch}.cancel"), ""),
+        (
+            vec!["cancel", &queued.to_string()],
+            format!("{queued}.cancel"),
+            "",
+        ),
+        (
+            vec!["retry", &failed.to_string()[..8]],
+            format!("{failed}.retry"),
+            "",
+        ),
+        (
+            vec!["retry", &batch, "--failed"],
+            format!("{batch}.retry"),
+            r#"{"failed":true}"#,
+        ),
+    ] {
+        let done = made.rigor(&words).ok().says("The brain is not running");
+        assert_eq!(done.stdout, "");
+        sent.push((signal, content.to_owned()));
+        sent.sort();
+        assert_eq!(made.signals("brain"), sent, "{words:?}");
+    }
+    made.rigor(&["retry", &batch]).exits(1).says("--failed");
+    made.rigor(&["retry", &queued.to_string()])
+        .exits(1)
+        .says("lies in queue");
+    made.rigor(&["cancel", &failed.to_string()])
+        .exits(1)
+        .says("over already");
+    made.rigor(&["cancel", "gpu-1"])
+        .exits(1)
+        .says("is an agent");
+    made.rigor(&["cancel", &batch, "nothing-like-it"]).exits(1);
+    plan.close(&made.rig, Move::CloseFailed).unwrap();
+    made.rigor(&["hold", &batch])
+        .exits(1)
+        .says("over already: failed");
+    assert_eq!(made.signals("brain"), sent, "what is refused is not sent");
+}
+
+#[test]
+fn agents_are_paused_and_resumed_even_before_they_ever_ran() {
+    let made = HandMade::new();
+    let none: Vec<(String, String)> = Vec::new();
+    made.rigor(&["pause", "gpu-1"])
+        .ok()
+        .says("gpu-1 is not running");
+    made.rigor(&["drain", "gpu-1"]).ok();
+    let sent: Vec<String> = made
+        .signals("gpu-1")
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(sent, ["drain", "pause"]);
+    made.rigor(&["resume", "gpu-1"])
+        .ok()
+        .says("takes work again");
+    assert_eq!(made.signals("gpu-1"), none);
+    made.rigor(&["resume", "gpu-1"])
+        .ok()
+        .says("neither paused nor draining");
+    made.rigor(&["pause", "gpu1"])
+        .exits(1)
+        .says("did you mean gpu-1?");
+}
+
+#[test]
+fn a_load_is_a_meta_task_for_one_agent() {
+    let made = HandMade::new();
+    let id = made
+        .rigor(&["load", "gpu-2", "tiny"])
+        .ok()
+        .line()
+        .to_owned();
+    let again = made
+        .rigor(&["load", "gpu-2", "tiny"])
+        .ok()
+        .line()
+        .to_owned();
+    assert_ne!(id, again, "each is a task of its own");
+    made.rigor(&["unload", "gpu-1"]).ok();
+    let names = made.rig.list(Place::Queue(Class::Meta)).unwrap().names;
+    assert_eq!(names.len(), 3);
+    let name = names.iter().find(|name| name.id.to_string() == id).unwrap();
+    let spec = peek(&made.rig, Place::Queue(Class::Meta), name)
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (spec.batch.as_str(), spec.name.as_str(), spec.retries),
+        ("_rig", "load_llm", 0)
+    );
+    assert_eq!(spec.on, ["gpu-2"]);
+    let Work::LoadLlm {
+        model,
+        eligible,
+        expires,
+    } = spec.work
+    else {
+        panic!("no load")
+    };
+    assert_eq!(
+        (model.as_str(), eligible),
+        ("tiny", vec!["gpu-2".to_owned()])
+    );
+    assert!(expires > jiff::Timestamp::now());
+    assert!(
+        made.rigor(&["show", &id])
+            .ok()
+            .stdout
+            .lines()
+            .next()
+            .unwrap()
+            .contains("load_llm")
+    );
+
+    made.rigor(&["load", "gpu-2", "tinny"])
+        .exits(1)
+        .says("\"tiny\"");
+    made.rigor(&["load", "gpu-9", "tiny"])
+        .exits(1)
+        .says("no GPU is named");
+    made.rigor(&["unload", "gpu-1", "tiny"])
+        .exits(1)
+        .says("holds no model");
+    assert_eq!(made.rig.count(Place::Queue(Class::Meta)).unwrap(), 3);
+}

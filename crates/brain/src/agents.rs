@@ -64,6 +64,7 @@ impl Agents {
         now: Instant,
     ) -> Result<bool> {
         let mut changed = false;
+        let mut failure = Ok(());
         let mut names = brain.rig.agents()?;
         names.extend(brain.config.agent_names().map(str::to_owned));
         names.sort_unstable();
@@ -86,6 +87,11 @@ impl Agents {
                         .watcher
                         .watch(&brain.rig.dir(Place::Processing(&name)))?;
                 }
+                // Listed after it is watched: a claim in between is not missed.
+                let names = brain.rig.list(Place::Processing(&name))?.names;
+                brain
+                    .processing
+                    .insert(name.clone(), names.into_iter().collect());
                 changed = true;
                 let agent = Agent {
                     alive: false,
@@ -97,10 +103,14 @@ impl Agents {
                 self.agents.insert(name.clone(), agent);
             }
             changed |= self.read_heartbeat(brain, &name, now);
-            changed |= self.check_lock(brain, containment, &name)?;
+            match self.check_lock(brain, containment, &name) {
+                Ok(differs) => changed |= differs,
+                // The others are looked at all the same.
+                Err(error) => failure = Err(error.context(format!("recover agent {name}"))),
+            }
             self.warn_if_stale(brain, &name, now);
         }
-        Ok(changed)
+        failure.map(|()| changed)
     }
 
     /// Takes the newest heartbeat. `true`: something besides its number changed.
@@ -150,27 +160,29 @@ impl Agents {
             return Ok(came);
         }
         let left = brain.rig.list(Place::Processing(name))?;
-        let was_alive = std::mem::replace(&mut agent.alive, false);
-        if left.names.is_empty() && left.foreign.is_empty() {
-            if was_alive {
-                tracing::info!(
-                    agent = name,
-                    "Agent {name} is gone (its lock is free); it had nothing in processing"
-                );
-                brain.journal.write(
-                    Entry::AgentDead,
-                    &format!("Agent {name} is gone"),
-                    json!({"agent": name, "left": 0}),
-                );
-            }
-            return Ok(was_alive);
+        let empty = left.names.is_empty() && left.foreign.is_empty();
+        if empty && !agent.alive {
+            return Ok(false);
         }
+        // The table of locks is only a hint; to have the lock is to know.
         let owner = match ComponentLock::acquire(&brain.rig, name, Role::Recovering) {
             Ok(owner) => owner,
-            // It came back this very moment and takes back its own.
+            // It lives, or came back this very moment and takes back its own.
             Err(QueueError::Held { .. }) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
+        let was_alive = std::mem::replace(&mut agent.alive, false);
+        if empty {
+            let message =
+                format!("Agent {name} is gone (its lock is free); it had nothing in processing");
+            tracing::info!(agent = name, "{message}");
+            brain.journal.write(
+                Entry::AgentDead,
+                &message,
+                json!({"agent": name, "left": 0}),
+            );
+            return Ok(true);
+        }
         let limits = RecoveryLimits {
             grace: brain.config.timing.grace,
             uncharged_attempts: brain.config.limits.uncharged_attempts,

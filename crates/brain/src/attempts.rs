@@ -21,6 +21,7 @@ use crate::context::Context;
 pub(crate) struct Attempts {
     running: Vec<Running>,
     unsettled: Vec<(FileName, AttemptRecord)>,
+    unstarted: Vec<(FileName, String)>,
     containment: Containment,
     worker: PathBuf,
     slots: usize,
@@ -45,6 +46,7 @@ impl Attempts {
         Attempts {
             running: Vec::new(),
             unsettled: Vec::new(),
+            unstarted: Vec::new(),
             containment,
             worker,
             slots,
@@ -98,7 +100,7 @@ impl Attempts {
                 return Ok(Taken::Plan(held));
             }
             tracing::info!(task = %name.id, batch = %held.spec.batch, "Claimed brain task: {} ({})", name.id.short(), held.spec.name);
-            self.start(brain, held)?;
+            self.start(brain, held);
             return Ok(Taken::Started);
         }
         Ok(Taken::Nothing)
@@ -112,13 +114,12 @@ impl Attempts {
                 index += 1;
                 continue;
             };
-            let running = self.running.swap_remove(index);
             let grace = brain.config.timing.grace;
             let settled = rigor_exec::settle(
                 &brain.rig,
                 BRAIN,
                 &self.containment,
-                &running,
+                running,
                 status,
                 None,
                 grace,
@@ -132,12 +133,27 @@ impl Attempts {
                         "Worker {}-{} finished: {} ({:.1}s)", BRAIN, running.pid(),
                         if worked { "OK" } else { "FAIL" }, record.duration_ms as f64 / 1000.0);
                     self.unsettled.push((running.name, record));
+                    self.running.swap_remove(index);
                 }
                 Err(error @ ExecError::Unkillable { .. }) => {
                     tracing::error!(task = %running.spec.id, "{} stays in processing: {error}", running.spec.name);
+                    self.running.swap_remove(index);
                 }
+                // It stays among the running and is settled again, with a full disk say.
                 Err(error) => return Err(error).context("settle an attempt"),
             }
+        }
+        while let Some((name, reason)) = self.unstarted.last() {
+            rigor_exec::fail_unstarted(
+                &brain.rig,
+                BRAIN,
+                name,
+                FailureKind::Setup,
+                reason,
+                brain.durability,
+            )
+            .context("record a task that could not be started")?;
+            self.unstarted.pop();
         }
         if self.unsettled.is_empty() {
             return Ok(());
@@ -148,8 +164,15 @@ impl Attempts {
             .map(|(_, record)| (record.batch.clone(), record.id, record.attempt))
             .collect();
         records::commit(&brain.rig, &ended, brain.durability)?;
-        for (name, record) in self.unsettled.drain(..) {
-            rigor_exec::finish(&brain.rig, BRAIN, &name, &record).context("move a task on")?;
+        while let Some((name, record)) = self.unsettled.last() {
+            match rigor_exec::finish(&brain.rig, BRAIN, name, record) {
+                Ok(_) => {}
+                Err(error @ ExecError::NotOurs { .. }) => {
+                    tracing::error!(task = %name.id, "{error}")
+                }
+                Err(error) => return Err(error).context("move a task on"),
+            }
+            self.unsettled.pop();
         }
         Ok(())
     }
@@ -168,14 +191,7 @@ impl Attempts {
         found.is_some()
     }
 
-    /// Asks every attempt to end.
-    pub(crate) fn abort_all(&self, reason: &str) {
-        for running in &self.running {
-            self.abort(&running.name.attempt_stem(), reason);
-        }
-    }
-
-    fn start(&mut self, brain: &Context, held: Held) -> Result<()> {
+    fn start(&mut self, brain: &Context, held: Held) {
         let name = held.name;
         let title = held.spec.name.clone();
         let mut env = vec![("CUDA_VISIBLE_DEVICES".to_owned(), String::new())];
@@ -190,7 +206,7 @@ impl Attempts {
                 Err(why) => {
                     // Its lock is needed to move it on.
                     drop(held);
-                    return self.not_started(brain, &name, &format!("secret {secret}: {why}"));
+                    return self.not_started(&name, &format!("secret {secret}: {why}"));
                 }
             }
         }
@@ -208,24 +224,15 @@ impl Attempts {
             Ok(running) => {
                 tracing::info!(task = %name.id, "Spawned worker {BRAIN}-{} (PID {}) for brain task {} ({title})", running.pid(), running.pid(), name.id.short());
                 self.running.push(running);
-                Ok(())
             }
-            Err(error) => self.not_started(brain, &name, &error.to_string()),
+            Err(error) => self.not_started(&name, &error.to_string()),
         }
     }
 
-    fn not_started(&self, brain: &Context, name: &FileName, reason: &str) -> Result<()> {
+    /// The next [`Attempts::reap`] records it.
+    fn not_started(&mut self, name: &FileName, reason: &str) {
         tracing::warn!(task = %name.id, "{} could not be started: {reason}", name.id.short());
-        rigor_exec::fail_unstarted(
-            &brain.rig,
-            BRAIN,
-            name,
-            FailureKind::Setup,
-            reason,
-            brain.durability,
-        )
-        .context("record a task that could not be started")?;
-        Ok(())
+        self.unstarted.push((*name, reason.to_owned()));
     }
 
     /// How processes are contained.

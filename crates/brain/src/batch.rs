@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::context::Context as Brain;
 use crate::events::EventLog;
 use crate::expand::{self, NewTask};
-use crate::graph::{Ending, Graph, State, Step};
+use crate::graph::{Ending, Graph, NewInstance, State, Step};
 use crate::journal::Entry;
 use crate::{summary, view};
 
@@ -53,23 +53,40 @@ pub(crate) struct Batch {
     limit: Option<usize>,
     events: EventLog,
     retries: BTreeMap<TaskId, (Instant, FileName)>,
+    /// Folders in `waiting/` of tasks that do not lie in their plan task's own: items of groups
+    /// that were split.
+    folders: BTreeMap<TaskId, String>,
+    /// Tasks whose list of failed items is written.
+    listed: BTreeSet<usize>,
     cancelled: bool,
     announced: BTreeSet<usize>,
     viewed: Option<Instant>,
     changed: bool,
 }
 
+/// Why a batch is not open.
+#[derive(Debug)]
+pub(crate) enum NotOpened {
+    /// Its plan cannot be run: what the user is told.
+    Rejected(Held, String),
+    /// The disk, or the kernel, does not let it be opened now. Nothing of it is lost.
+    NotNow(anyhow::Error),
+}
+
 impl Batch {
     /// Takes up a submitted plan that the brain has claimed. The error is for the user: the plan
     /// cannot be run.
-    pub(crate) fn open(brain: &mut Brain, root: Held) -> Result<Batch, (Held, String)> {
+    pub(crate) fn open(brain: &mut Brain, root: Held) -> Result<Batch, NotOpened> {
         let spec = root.spec.clone();
         let Work::Plan(submission) = &spec.work else {
-            return Err((root, format!("{} is no submitted plan", spec.name)));
+            return Err(NotOpened::Rejected(
+                root,
+                format!("{} is no submitted plan", spec.name),
+            ));
         };
         let plan = match expand::parse(brain, &spec, submission) {
             Ok(plan) => plan,
-            Err(problems) => return Err((root, problems)),
+            Err(problems) => return Err(NotOpened::Rejected(root, problems)),
         };
         let prepared = brain
             .rig
@@ -85,7 +102,7 @@ impl Batch {
                 Ok(())
             });
         if let Err(error) = prepared {
-            return Err((root, format!("{error:#}")));
+            return Err(NotOpened::NotNow(error));
         }
         let mut batch = Batch {
             id: spec.batch.clone(),
@@ -98,7 +115,9 @@ impl Batch {
             events: EventLog::open(&spec.batch_dir),
             root,
             retries: BTreeMap::new(),
-            cancelled: false,
+            folders: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            cancelled: brain.is_cancelled(&spec.batch),
             announced: BTreeSet::new(),
             viewed: None,
             changed: true,
@@ -106,9 +125,11 @@ impl Batch {
         if brain.is_held(&batch.id) {
             batch.graph.hold();
         }
-        if let Err(error) = batch.restore(brain) {
-            return Err((batch.root, format!("{error:#}")));
+        batch.restore(brain).map_err(NotOpened::NotNow)?;
+        if batch.cancelled {
+            batch.cancel_all();
         }
+        batch.graph.stop_if_failed();
         batch.graph.start();
         Ok(batch)
     }
@@ -133,6 +154,8 @@ impl Batch {
                 standing.insert(name.id, (name, state));
             }
         };
+        // First what any other lane outweighs: a stray copy must not make a task fail.
+        note(rig.list(Place::Quarantine)?.names, State::Failed);
         let expansions = expand::expansions(&rig, &self.id)?;
         for (_, directory) in &expansions {
             let place = Place::Waiting {
@@ -154,7 +177,6 @@ impl Batch {
             rig.list(Place::Cancelled(&self.id))?.names,
             State::Cancelled,
         );
-        note(rig.list(Place::Quarantine)?.names, State::Failed);
         let split: Vec<String> = expansions
             .iter()
             .filter_map(|(_, dir)| expand::split_of(dir))
@@ -186,6 +208,9 @@ impl Batch {
                         state = State::Split;
                     }
                     restored += 1;
+                    if *directory != plan_task.id {
+                        self.folders.insert(entry.id, directory.clone());
+                    }
                     instances.push((name, entry.item, entry.members.len().max(1) as u32, state));
                 }
             }
@@ -207,23 +232,27 @@ impl Batch {
         let mut released: BTreeMap<usize, Vec<TaskId>> = BTreeMap::new();
         while let Some(step) = self.graph.next_step() {
             self.changed = true;
-            match step {
-                Step::Expand { task } => self.expand(brain, task)?,
-                Step::Release { task, instance } => {
-                    let name = self.graph.instance(task, instance).name;
-                    if self.release(brain, task, &name)? {
-                        released.entry(task).or_default().push(name.id);
-                    }
-                }
+            let result = match &step {
+                Step::Expand { task } => self
+                    .list_failures(*task)
+                    .and_then(|()| self.expand(brain, *task)),
+                Step::Release { task, instance } => self
+                    .list_failures(*task)
+                    .and_then(|()| self.release(brain, *task, *instance))
+                    .map(|id| released.entry(*task).or_default().extend(id)),
                 Step::Cancel {
                     task,
                     instance,
                     reason,
-                } => {
-                    self.cancel(brain, task, instance, &reason)?;
-                }
+                } => self.cancel(brain, *task, *instance, reason),
+            };
+            // Nothing of it is done, or doing it again finds it done.
+            if let Err(error) = result {
+                self.graph.put_back(step);
+                return Err(error);
             }
         }
+        released.retain(|_, ids| !ids.is_empty());
         for (task, ids) in released {
             let first = self.announced.insert(task);
             let task = &self.plan.tasks[task];
@@ -311,7 +340,7 @@ impl Batch {
         brain.journal.write(entry, &message, json!({"batch": self.id, "done": totals.done, "failed": totals.failed, "cancelled": totals.cancelled}));
         self.root.close(&brain.rig, step)?;
         brain.unwatch_batch(&self.id);
-        brain.clear_hold(&self.id);
+        brain.clear_marks(&self.id);
         Ok(())
     }
 
@@ -350,16 +379,63 @@ impl Batch {
             self.failed_attempt(brain, name)?;
         }
         self.graph.stop_rest();
+        self.find_unreleased(brain)?;
         for name in brain.rig.list(Place::Quarantine)?.names {
-            if self
-                .graph
-                .find(name.id)
-                .is_some_and(|(task, n)| self.graph.instance(task, n).state != State::Failed)
-            {
-                self.quarantined(name);
+            self.quarantined(name);
+        }
+        Ok(())
+    }
+
+    /// Releases that were never carried out, whatever went wrong: the file still waits.
+    fn find_unreleased(&mut self, brain: &Brain) -> Result<()> {
+        for (_, directory) in expand::expansions(&brain.rig, &self.id)? {
+            let place = Place::Waiting {
+                batch: &self.id,
+                task: &directory,
+            };
+            for name in brain.rig.list(place)?.names {
+                if let Some((task, instance)) = self.graph.find(name.id)
+                    && !self.graph.has_steps()
+                {
+                    self.graph.unreleased(task, instance);
+                }
             }
         }
         Ok(())
+    }
+
+    /// The waiting tasks of an expansion, as its folder and its manifest have them.
+    fn on_disk(&self, brain: &Brain, folder: &str) -> Result<Vec<NewInstance>> {
+        let place = Place::Waiting {
+            batch: &self.id,
+            task: folder,
+        };
+        let names: BTreeMap<TaskId, FileName> = brain
+            .rig
+            .list(place)?
+            .names
+            .into_iter()
+            .map(|name| (name.id, name))
+            .collect();
+        let manifest = submit::manifest(&brain.rig, &self.id, folder)?.unwrap_or_default();
+        let waiting = manifest.into_iter().filter_map(|entry| {
+            let name = *names.get(&entry.id)?;
+            Some((
+                name,
+                entry.item,
+                entry.members.len().max(1) as u32,
+                State::Waiting,
+            ))
+        });
+        Ok(waiting.collect())
+    }
+
+    /// The folder in `waiting/` that a task belongs to.
+    fn folder(&self, task: usize, id: TaskId) -> String {
+        self.folders
+            .get(&id)
+            .unwrap_or(&self.plan.tasks[task].id)
+            .clone()
     }
 
     fn title(&self, task: usize, instance: usize) -> String {
@@ -398,7 +474,7 @@ pub(crate) fn record_of(spec: &TaskSpec, name: &FileName, outcome: Outcome) -> A
     }
 }
 
-fn instances_of(made: &[NewTask]) -> Vec<(FileName, Option<String>, u32, State)> {
+fn instances_of(made: &[NewTask]) -> Vec<NewInstance> {
     made.iter()
         .map(|new| {
             let item = new.spec.item.as_ref();

@@ -144,23 +144,49 @@ impl Context {
 
     /// Whether an operator holds a batch.
     pub(crate) fn is_held(&self, batch: &str) -> bool {
-        self.hold_file(batch).exists()
+        self.mark("held", batch).exists()
     }
 
     /// Forgets that a batch is held.
     pub(crate) fn clear_hold(&self, batch: &str) {
         // Not there is what is wanted.
-        let _ = std::fs::remove_file(self.hold_file(batch));
+        let _ = std::fs::remove_file(self.mark("held", batch));
+    }
+
+    /// Whether an operator has cancelled a batch.
+    pub(crate) fn is_cancelled(&self, batch: &str) -> bool {
+        self.mark("cancelled", batch).exists()
+    }
+
+    /// Remembers that a batch is cancelled, over restarts.
+    pub(crate) fn set_cancel(&self, batch: &str) -> Result<()> {
+        self.set_mark("cancelled", batch)
+    }
+
+    /// Forgets that a batch is cancelled.
+    pub(crate) fn clear_cancel(&self, batch: &str) {
+        let _ = std::fs::remove_file(self.mark("cancelled", batch));
+    }
+
+    /// Forgets what was asked of a batch that is over.
+    pub(crate) fn clear_marks(&self, batch: &str) {
+        self.clear_hold(batch);
+        self.clear_cancel(batch);
     }
 
     /// Remembers that a batch is held, over restarts.
     pub(crate) fn set_hold(&self, batch: &str) -> Result<()> {
-        rigor_queue::submit::replace_file(&self.hold_file(batch), b"", self.durability.syncs())?;
+        self.set_mark("held", batch)
+    }
+
+    fn set_mark(&self, kind: &str, batch: &str) -> Result<()> {
+        let path = self.mark(kind, batch);
+        rigor_queue::submit::replace_file(&path, b"", self.durability.syncs())?;
         Ok(())
     }
 
-    fn hold_file(&self, batch: &str) -> std::path::PathBuf {
-        self.rig.brain_dir().join("held").join(batch)
+    fn mark(&self, kind: &str, batch: &str) -> std::path::PathBuf {
+        self.rig.brain_dir().join(kind).join(batch)
     }
 
     /// Remembers what a shape stands for.
@@ -182,8 +208,15 @@ impl Context {
     }
 
     /// The name under which a task is queued now.
-    pub(crate) fn queued_name(&self, class: Class, id: TaskId) -> Option<FileName> {
-        self.queue.get(&class)?.find(id)
+    ///
+    /// `known` is its name as it was last heard of; only if it has another one is it searched for.
+    pub(crate) fn queued_name(&self, class: Class, known: &FileName) -> Option<FileName> {
+        let index = self.queue.get(&class)?;
+        if index.contains(known) {
+            Some(*known)
+        } else {
+            index.find(known.id)
+        }
     }
 
     /// The agent that has claimed a task, and its name there.

@@ -25,7 +25,7 @@ use serde_json::json;
 
 use crate::agents::Agents;
 use crate::attempts::{Attempts, Taken};
-use crate::batch::{Batch, record_of};
+use crate::batch::{Batch, NotOpened, record_of};
 use crate::context::Context;
 use crate::graph::Ending;
 use crate::journal::Entry;
@@ -71,7 +71,9 @@ pub(crate) struct Dispatcher {
     place_wanted: bool,
     signalled: bool,
     rescan: bool,
-    complaint: Option<String>,
+    complaints: BTreeMap<&'static str, String>,
+    unopened: Vec<FileName>,
+    at_once: bool,
     next: Due,
 }
 
@@ -105,7 +107,9 @@ impl Dispatcher {
             place_wanted: true,
             signalled: true,
             rescan: false,
-            complaint: None,
+            complaints: BTreeMap::new(),
+            unopened: Vec::new(),
+            at_once: false,
             next: Due {
                 agents: now,
                 beat: now,
@@ -125,19 +129,8 @@ impl Dispatcher {
         tracing::info!("Brain ready: {} active batches", self.batches.len());
         loop {
             let now = Instant::now();
-            let due = match self.step(now) {
-                Ok(due) => {
-                    self.complaint = None;
-                    due
-                }
-                // A full disk or a lane that cannot be written must not end the brain: it says
-                // so and goes on when there is room.
-                Err(error) => {
-                    self.complain(&format!("The brain cannot go on: {error:#}"));
-                    now + TRY_AGAIN
-                }
-            };
-            if self.stopping && self.attempts.running() == 0 {
+            let due = self.step(now);
+            if self.at_once || (self.stopping && self.attempts.running() == 0) {
                 break;
             }
             let wait = due.saturating_duration_since(Instant::now());
@@ -153,7 +146,12 @@ impl Dispatcher {
                 self.take_in(event);
             }
         }
-        self.attempts.reap(&mut self.brain)?;
+        if self.at_once {
+            // As if the brain had died: what it runs is killed and queued again, uncharged.
+            self.recover_own(lock)?;
+        } else {
+            self.attempts.reap(&mut self.brain)?;
+        }
         let (done, failed) = self.attempts.counts;
         tracing::info!(
             "Brain shutting down - completed {done}, failed {failed}; {} batches stay active",
@@ -176,16 +174,30 @@ impl Dispatcher {
         self.recover_own(lock)?;
         self.brain.rescan()?;
         self.placer.restore(&mut self.brain)?;
-        for name in rig.list(Place::Processing(BRAIN))?.names {
-            match claim::open_in(&rig, Place::Processing(BRAIN), &name)? {
-                Opened::Held(held) => self.open_batch(held)?,
-                Opened::Gone | Opened::Untrusted { .. } => {}
-                Opened::Busy => tracing::warn!(
-                    "{name} in processing/brain is locked by another process; left alone"
-                ),
+        self.unopened = rig.list(Place::Processing(BRAIN))?.names;
+        self.open_unopened();
+        Ok(())
+    }
+
+    /// Opens batches that the brain holds and that are not open: after a restart, or because
+    /// something stood in the way before.
+    fn open_unopened(&mut self) {
+        for name in std::mem::take(&mut self.unopened) {
+            let opened = claim::open_in(&self.brain.rig, Place::Processing(BRAIN), &name);
+            let result = match opened {
+                Ok(Opened::Held(held)) => self.open_batch(held),
+                Ok(Opened::Gone | Opened::Untrusted { .. }) => Ok(()),
+                Ok(Opened::Busy) => Err(anyhow::anyhow!("{name} is locked by another process")),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = result {
+                self.unopened.push(name);
+                self.complain("open a batch", &format!("{error:#}"));
             }
         }
-        Ok(())
+        if self.unopened.is_empty() {
+            self.complaints.remove("open a batch");
+        }
     }
 
     /// What an earlier brain was running itself when it died.
@@ -214,20 +226,24 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Does all that is due, and returns when the next thing is.
-    fn step(&mut self, now: Instant) -> Result<Instant> {
-        if std::mem::take(&mut self.rescan) {
-            self.brain.rescan()?;
+    /// Does all that is due, and returns when the next thing is. Each part stands alone: a full
+    /// disk or a lane that cannot be written is said, and the other parts go on.
+    fn step(&mut self, now: Instant) -> Instant {
+        if self.rescan {
+            let done = self.part("read the lanes again", |this| this.brain.rescan());
+            self.rescan = !done;
             self.next.reconcile = now;
             self.signalled = true;
             self.place_wanted = true;
         }
-        self.attempts.reap(&mut self.brain)?;
+        self.part("end the brain's own tasks", |this| {
+            this.attempts.reap(&mut this.brain)
+        });
         if std::mem::take(&mut self.signalled) {
-            self.take_signals()?;
+            self.signalled = !self.part("read signals", Self::take_signals);
         }
         if !self.stopping {
-            self.claim(now)?;
+            self.part("claim", |this| this.claim(now));
         }
         if now >= self.next.late {
             self.next.late = now + LATE_EVERY;
@@ -235,21 +251,25 @@ impl Dispatcher {
         }
         if now >= self.next.reconcile {
             self.next.reconcile = now + RECONCILE_EVERY;
-            self.each_batch(|batch, brain| batch.reconcile(brain));
+            self.part("compare with the lanes", Self::reconcile);
         }
-        let mut due = self.advance(now)?;
+        let mut due = self.advance(now);
         if now >= self.next.agents {
             self.next.agents = now + self.brain.config.timing.lock_poll;
             let containment = self.attempts.containment().clone();
-            self.place_wanted |= self.agents.look(&mut self.brain, &containment, now)?;
+            self.part("look at the agents", |this| {
+                this.place_wanted |= this.agents.look(&mut this.brain, &containment, now)?;
+                Ok(())
+            });
         }
         if now >= self.next.beat {
             self.next.beat = now + self.brain.config.timing.heartbeat_every;
-            self.beat(if self.stopping {
+            let health = if self.stopping {
                 Health::Draining
             } else {
                 Health::Healthy
-            })?;
+            };
+            self.part("write the heartbeat", |this| this.beat(health));
         }
         if now >= self.next.monitor {
             self.next.monitor = now + self.brain.config.timing.monitor_every;
@@ -257,21 +277,27 @@ impl Dispatcher {
         }
         if now >= self.next.store {
             self.next.store = now + STORE_EVERY;
-            self.brain.measured.store()?;
+            self.open_unopened();
+            self.part("store measurements", |this| this.brain.measured.store());
         }
         if now >= self.next.sweep {
             self.next.sweep = now + LITTER_AGE;
-            let swept = self.brain.rig.sweep(LITTER_AGE)?;
-            if swept > 0 {
-                tracing::info!("Removed {swept} unfinished files of writers that died");
-            }
+            self.part("remove litter", |this| {
+                let batches = this.batches.keys().map(String::as_str);
+                let swept = this.brain.rig.sweep(LITTER_AGE, batches)?;
+                if swept > 0 {
+                    tracing::info!("Removed {swept} unfinished files of writers that died");
+                }
+                Ok(())
+            });
         }
         let load_due = self.placer.due(&self.brain);
         self.place_wanted |= load_due.is_some_and(|at| at <= now);
         if self.place_wanted && now >= self.next.place && !self.stopping {
-            self.place_wanted = false;
             self.next.place = now + PLACE_EVERY;
-            self.placer.decide(&mut self.brain, &self.agents, now)?;
+            self.place_wanted = !self.part("place models", |this| {
+                this.placer.decide(&mut this.brain, &this.agents, now)
+            });
         }
         due = due
             .min(self.next.agents)
@@ -283,16 +309,57 @@ impl Dispatcher {
         if !self.brain.late.is_empty() {
             due = due.min(self.next.late);
         }
-        Ok(load_due
+        if !self.complaints.is_empty() {
+            due = due.min(now + TRY_AGAIN);
+        }
+        load_due
             .filter(|at| *at > now)
-            .map_or(due, |at| due.min(at)))
+            .map_or(due, |at| due.min(at))
+    }
+
+    /// One part of a step. `false`: it failed, which is said once until it works again.
+    fn part(&mut self, what: &'static str, act: impl FnOnce(&mut Self) -> Result<()>) -> bool {
+        match act(self) {
+            Ok(()) => {
+                self.complaints.remove(what);
+                true
+            }
+            Err(error) => {
+                self.complain(what, &format!("{error:#}"));
+                false
+            }
+        }
+    }
+
+    /// Says what went wrong once, not at every try.
+    fn complain(&mut self, what: &'static str, message: &str) {
+        if self.complaints.get(what).map(String::as_str) != Some(message) {
+            tracing::error!("The brain cannot {what}: {message}; trying again");
+            self.complaints.insert(what, message.to_owned());
+        }
+    }
+
+    /// Lanes against memory, in case a wake-up was lost.
+    fn reconcile(&mut self) -> Result<()> {
+        self.brain.rescan()?;
+        self.placer.reconcile(&mut self.brain)?;
+        for batch in self.batches.values_mut() {
+            batch.reconcile(&mut self.brain)?;
+        }
+        Ok(())
     }
 
     /// Claims submissions and tasks of the brain's own.
     fn claim(&mut self, now: Instant) -> Result<()> {
         loop {
             match self.attempts.take(&mut self.brain, now)? {
-                Taken::Plan(held) => self.open_batch(held)?,
+                Taken::Plan(held) => {
+                    let name = held.name;
+                    if let Err(error) = self.open_batch(held) {
+                        self.unopened.push(name);
+                        self.complain("open a batch", &format!("{error:#}"));
+                    }
+                }
                 Taken::Started => {}
                 Taken::Nothing => return Ok(()),
             }
@@ -322,7 +389,10 @@ impl Dispatcher {
                 );
                 self.batches.insert(id, batch);
             }
-            Err((held, problems)) => {
+            Err(NotOpened::NotNow(error)) => {
+                return Err(error.context(format!("batch {id} cannot be opened now")));
+            }
+            Err(NotOpened::Rejected(held, problems)) => {
                 tracing::warn!(batch = %id, "Batch {id} is rejected: {problems}");
                 self.brain.journal.write(
                     Entry::PlanRejected,
@@ -342,7 +412,7 @@ impl Dispatcher {
     }
 
     /// Lets every batch do what it can, closes those that are over.
-    fn advance(&mut self, now: Instant) -> Result<Instant> {
+    fn advance(&mut self, now: Instant) -> Instant {
         let mut due = now + RECONCILE_EVERY;
         let mut over: Vec<(String, Ending)> = Vec::new();
         let mut complaints = Vec::new();
@@ -353,18 +423,13 @@ impl Dispatcher {
                     due = next.map_or(due, |at| due.min(at));
                     over.extend(ending.map(|ending| (id.clone(), ending)));
                 }
-                Err(error) => {
-                    // The rest of the rig goes on; this batch is looked at again soon.
-                    complaints.push(format!("Batch {id} cannot go on: {error:#}"));
-                    due = due.min(now + TRY_AGAIN);
-                }
+                // The rest of the rig goes on; this batch is looked at again soon.
+                Err(error) => complaints.push(format!("{id}: {error:#}")),
             }
-            if let Some(at) = batch.refresh_view(&self.brain, now)? {
-                due = due.min(at);
+            match batch.refresh_view(&self.brain, now) {
+                Ok(next) => due = next.map_or(due, |at| due.min(at)),
+                Err(error) => complaints.push(format!("{id}: its view: {error:#}")),
             }
-        }
-        for complaint in complaints {
-            self.complain(&complaint);
         }
         for (id, ending) in over {
             let Some(batch) = self.batches.get_mut(&id) else {
@@ -373,30 +438,15 @@ impl Dispatcher {
             match batch.close(&mut self.brain, ending) {
                 Ok(()) => drop(self.batches.remove(&id)),
                 Err(error) => {
-                    self.complain(&format!(
-                        "Batch {id} is over and cannot be closed: {error:#}"
-                    ));
-                    due = due.min(now + TRY_AGAIN);
+                    complaints.push(format!("{id} is over and cannot be closed: {error:#}"))
                 }
             }
         }
-        Ok(due)
-    }
-
-    fn each_batch(&mut self, mut act: impl FnMut(&mut Batch, &mut Context) -> Result<()>) {
-        for (id, batch) in &mut self.batches {
-            if let Err(error) = act(batch, &mut self.brain) {
-                tracing::error!(batch = %id, "Batch {id}: {error:#}");
-            }
+        match complaints.first() {
+            Some(first) => self.complain("go on with a batch", first),
+            None => drop(self.complaints.remove("go on with a batch")),
         }
-    }
-
-    /// Says what went wrong once, not at every try.
-    fn complain(&mut self, message: &str) {
-        if self.complaint.as_deref() != Some(message) {
-            tracing::error!("{message}; trying again every {}s", TRY_AGAIN.as_secs());
-            self.complaint = Some(message.to_owned());
-        }
+        due
     }
 
     fn or_say(&self, what: &str, result: Result<()>) {

@@ -38,6 +38,9 @@ pub(crate) fn parse(
     spec: &TaskSpec,
     submission: &Submission,
 ) -> Result<Plan, String> {
+    // A batch that has begun is not given up because the rig has changed since: what can no
+    // longer be run says so when it is its turn.
+    let begun = expansions(&brain.rig, &spec.batch).is_ok_and(|found| !found.is_empty());
     let facts: RigFacts = rigor_snapshot::facts::read(&brain.rig, &brain.config);
     let sources = Sources {
         plan_file: "plan.md",
@@ -46,7 +49,7 @@ pub(crate) fn parse(
         files: &|path| submission.files.get(path).cloned(),
         // What was there at submission may be gone now; then the expansion says so.
         exists: &|_| true,
-        rig: Some(&facts),
+        rig: (!begun).then_some(&facts),
         infer: submission.infer,
     };
     rigor_plan::check(&sources).map_err(|problems| {
@@ -245,19 +248,6 @@ pub(crate) fn split_of(directory: &str) -> Option<String> {
     directory
         .split_once(SPLIT)
         .map(|(_, group)| group.to_owned())
-}
-
-/// The folder in `waiting/` that a task belongs to.
-pub(crate) fn directory_of(rig: &Rig, batch: &str, task: &str, id: TaskId) -> Result<String> {
-    let mut splits = expansions(rig, batch)?;
-    splits.retain(|(of, directory)| of == task && directory != task);
-    for (_, directory) in splits {
-        let entries = submit::manifest(rig, batch, &directory)?.unwrap_or_default();
-        if entries.iter().any(|entry| entry.id == id) {
-            return Ok(directory);
-        }
-    }
-    Ok(task.to_owned())
 }
 
 /// What the brain remembers of a shape: what placement and its log lines need.

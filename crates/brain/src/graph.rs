@@ -56,7 +56,8 @@ pub(crate) enum State {
 }
 
 impl State {
-    fn is_over(self) -> bool {
+    /// Nothing but an operator changes it any more.
+    pub(crate) fn is_over(self) -> bool {
         match self {
             State::Waiting | State::Released | State::Retry => false,
             State::Done | State::Failed | State::Cancelled | State::Split => true,
@@ -78,6 +79,9 @@ pub(crate) struct Instance {
     /// Predecessors for the same item that are not done.
     blocked_on: u32,
 }
+
+/// An instance to be: its name, its item, how many items are in it, where it stands.
+pub(crate) type NewInstance = (FileName, Option<String>, u32, State);
 
 /// What has become of a whole task of the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,6 +231,11 @@ impl Graph {
         &self.nodes
     }
 
+    /// The tasks whose end a task waits for, as wholes.
+    pub(crate) fn whole_deps(&self, task: usize) -> Vec<usize> {
+        self.nodes[task].whole_deps.clone()
+    }
+
     /// The instance of that id.
     pub(crate) fn find(&self, id: TaskId) -> Option<(usize, usize)> {
         self.by_id
@@ -242,6 +251,28 @@ impl Graph {
     /// The next thing to do.
     pub(crate) fn next_step(&mut self) -> Option<Step> {
         self.steps.pop_front()
+    }
+
+    /// Whether anything is to be done.
+    pub(crate) fn has_steps(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
+    /// A step could not be carried out: it comes again.
+    pub(crate) fn put_back(&mut self, step: Step) {
+        self.steps.push_front(step);
+    }
+
+    /// A release found no file: the instance waits again, if it still does.
+    pub(crate) fn unreleased(&mut self, task: usize, instance: usize) {
+        let node = &mut self.nodes[task];
+        if node.instances[instance].state == State::Released {
+            count(&mut node.counts, State::Released, -1);
+            count(&mut node.counts, State::Waiting, 1);
+            node.instances[instance].state = State::Waiting;
+            node.ready.push_back(instance);
+            self.pump(task);
+        }
     }
 
     /// Looks at every task once: at the start, and after a restart when the states were set.
@@ -262,11 +293,7 @@ impl Graph {
 
     /// The instances of a task are known. In `state` each instance's state may differ from
     /// waiting after a restart.
-    pub(crate) fn expanded(
-        &mut self,
-        task: usize,
-        instances: Vec<(FileName, Option<String>, u32, State)>,
-    ) {
+    pub(crate) fn expanded(&mut self, task: usize, instances: Vec<NewInstance>) {
         let node = &mut self.nodes[task];
         node.phase = Phase::Expanded;
         node.expanding = false;
@@ -335,9 +362,15 @@ impl Graph {
         }
     }
 
-    /// Nothing more is released until [`Graph::release`].
+    /// Nothing more is released until [`Graph::release`]; what was about to be is not.
     pub(crate) fn hold(&mut self) {
         self.held = true;
+        for step in std::mem::take(&mut self.steps) {
+            match step {
+                Step::Release { task, instance } => self.unreleased(task, instance),
+                Step::Expand { .. } | Step::Cancel { .. } => self.steps.push_back(step),
+            }
+        }
     }
 
     /// Ends a hold.
@@ -351,6 +384,19 @@ impl Graph {
     /// Whether it is held.
     pub(crate) fn is_held(&self) -> bool {
         self.held
+    }
+
+    /// After a restart: a failure that stops the batch had happened before.
+    pub(crate) fn stop_if_failed(&mut self) {
+        let failed = (0..self.nodes.len()).find(|task| {
+            self.on_failure[*task] == OnFailure::Stop && self.nodes[*task].counts.failed > 0
+        });
+        if let Some(task) = failed {
+            self.stop(format!(
+                "task {} failed and the plan says on_failure: stop",
+                self.names[task]
+            ));
+        }
     }
 
     /// Cancels all that has not started.

@@ -1,6 +1,6 @@
 //! The brain: releases tasks, places models, watches, retries, reports.
 //!
-//! One loop ([`dispatcher`]): wake-ups come in, decisions are made by pure functions ([`graph`],
+//! One loop (`dispatcher`): wake-ups come in, decisions are made by pure functions (`graph`,
 //! `rigor_policy`), and their results are files. All that is remembered can be taken from disk
 //! again, so a brain can be killed at any moment.
 

@@ -4,7 +4,7 @@ mod orders;
 mod picture;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -35,6 +35,7 @@ struct Open {
     since: Instant,
     warned: bool,
     ours: bool,
+    expires: Option<Timestamp>,
 }
 
 /// What placement remembers between two decisions.
@@ -43,7 +44,6 @@ pub(crate) struct Placer {
     open: BTreeMap<TaskId, Open>,
     waiting_since: BTreeMap<String, Instant>,
     stranded: BTreeMap<String, String>,
-    count: u64,
 }
 
 impl Placer {
@@ -62,7 +62,7 @@ impl Placer {
         for (place, names) in places {
             for name in names {
                 if let Ok(Some(spec)) = claim::peek(&brain.rig, place, &name) {
-                    self.note(&name, &spec, false);
+                    self.note(&name, &spec);
                 }
             }
         }
@@ -74,19 +74,40 @@ impl Placer {
 
     /// A meta task that appeared in the queue: an operator's, if it is not ours.
     pub(crate) fn appeared(&mut self, brain: &Context, name: &FileName) {
-        if !self.open.contains_key(&name.id)
-            && let Ok(Some(spec)) = claim::peek(&brain.rig, Place::Queue(Class::Meta), name)
-        {
-            self.note(name, &spec, false);
+        if let Some(open) = self.open.get_mut(&name.id) {
+            // Queued again after its agent died.
+            open.name = *name;
+        } else if let Ok(Some(spec)) = claim::peek(&brain.rig, Place::Queue(Class::Meta), name) {
+            self.note(name, &spec);
         }
     }
 
-    fn note(&mut self, name: &FileName, spec: &TaskSpec, ours: bool) {
-        let (model, agents) = match &spec.work {
+    /// Compares with what the lanes hold, in case a wake-up was lost.
+    pub(crate) fn reconcile(&mut self, brain: &mut Context) -> Result<()> {
+        for name in brain.rig.list(Place::Retry(RIG_BATCH))?.names {
+            self.failed(brain, name)?;
+        }
+        let queued = brain.rig.list(Place::Queue(Class::Meta))?.names;
+        let mut held = Vec::new();
+        for agent in brain.rig.subdirs(rigor_queue::lane::Lane::Processing)? {
+            held.extend(brain.rig.list(Place::Processing(&agent))?.names);
+        }
+        self.open.retain(|id, open| {
+            let found = queued.iter().chain(&held).find(|name| name.id == *id);
+            open.name = found.copied().unwrap_or(open.name);
+            found.is_some()
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, name: &FileName, spec: &TaskSpec) {
+        let (model, agents, expires) = match &spec.work {
             Work::LoadLlm {
-                model, eligible, ..
-            } => (Some(model.clone()), eligible.clone()),
-            Work::UnloadLlm { agent } => (None, vec![agent.clone()]),
+                model,
+                eligible,
+                expires,
+            } => (Some(model.clone()), eligible.clone(), Some(*expires)),
+            Work::UnloadLlm { agent } => (None, vec![agent.clone()], None),
             Work::Command { .. } | Work::Prompt(_) | Work::Plan(_) => return,
         };
         let open = Open {
@@ -95,7 +116,9 @@ impl Placer {
             agents,
             since: Instant::now(),
             warned: false,
-            ours,
+            // An operator names the agent.
+            ours: spec.on.is_empty(),
+            expires,
         };
         self.open.insert(name.id, open);
     }
@@ -187,6 +210,10 @@ impl Placer {
         self.open
             .values()
             .filter(|open| !open.warned && open.model.is_some())
+            .filter(|open| {
+                let index = brain.queue.get(&Class::Meta);
+                index.is_some_and(|index| index.contains(&open.name))
+            })
             .map(|open| open.since + warn)
             .min()
     }

@@ -125,9 +125,15 @@ pub fn decide(view: &View) -> Vec<Decision> {
     let mut decisions = Vec::new();
     let mut taken: Vec<&str> = Vec::new();
     let mut demands: Vec<&Demand> = view.models.iter().filter(|d| d.queued > 0).collect();
+    // What starves comes first: it was given room, and nobody else may take it.
+    let starving = |d: &Demand| {
+        let starves = d.waiting_seconds > STARVED_AFTER_LOADS * d.load_seconds;
+        if starves { d.waiting_seconds } else { 0.0 }
+    };
     demands.sort_by(|a, b| {
-        b.backlog_seconds()
-            .total_cmp(&a.backlog_seconds())
+        starving(b)
+            .total_cmp(&starving(a))
+            .then_with(|| b.backlog_seconds().total_cmp(&a.backlog_seconds()))
             .then_with(|| a.model.cmp(&b.model))
     });
     let pending_total = view.pending.len();
@@ -300,7 +306,10 @@ fn make_room(view: &View, demand: &Demand) -> Decision {
                 .iter()
                 .map(|agent| {
                     let why = obstacle(agent, &demand.model).unwrap_or_else(|| {
-                        format!("kept for {} queued script tasks", view.scripts_queued)
+                        match view.pending.first() {
+                            Some(load) => format!("about to load {}", load.model),
+                            None => format!("kept for {} queued script tasks", view.scripts_queued),
+                        }
                     });
                     format!("{} {why}", agent.name)
                 })

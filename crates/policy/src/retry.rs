@@ -83,7 +83,8 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
         | FailureKind::Setup
         | FailureKind::LoadFailed => {}
     }
-    if failed.items > 1 && charged >= failed.retries.max(1) {
+    let too_long = failed.kind == FailureKind::PromptTooLong;
+    if failed.items > 1 && (too_long || charged >= failed.retries.max(1)) {
         return AfterFailure::Split {
             reason: format!(
                 "attempt {charged} failed; its {} items are tried one by one",

@@ -189,11 +189,12 @@ impl Held {
         self.step(step, target)
     }
 
-    /// Waiting, queue or retry -> cancelled. Held, so that it cannot be claimed meanwhile. The
-    /// record with the reason must be there.
-    pub fn cancel(self, rig: &Rig) -> Result<Moved> {
+    /// Waiting, queue or retry -> cancelled, as the attempt `under` (from retry the next one: the
+    /// record of the last attempt stays). Held, so that it cannot be claimed meanwhile. The
+    /// record with the reason must be there, under that attempt.
+    pub fn cancel(self, rig: &Rig, under: &FileName) -> Result<Moved> {
         let place = Place::Cancelled(&self.spec.batch);
-        self.step(Move::Cancel, rig.path(place, &self.name))
+        self.step(Move::Cancel, rig.path(place, under))
     }
 
     /// A closed batch is opened again: -> processing/brain.
@@ -247,8 +248,8 @@ pub fn give_up(rig: &Rig, batch: &str, name: &FileName) -> Result<Moved> {
     move_file(&from, &rig.path(Place::Failed(batch), name))
 }
 
-/// Failed or cancelled -> waiting as the next attempt: an operator wants it after all. `fresh`
-/// forgets what was charged to its retries.
+/// Failed or cancelled -> waiting as the next attempt: an operator wants it after all. What
+/// was charged to its retries is forgotten.
 pub fn revive(
     rig: &Rig,
     from: Place<'_>,

@@ -97,6 +97,7 @@ impl Rig {
             "agents",
             "signals/brain",
             "brain/held",
+            "brain/cancelled",
             "logs",
             "runs",
         ] {
@@ -293,8 +294,13 @@ impl Rig {
     }
 
     /// Removes what writers that died left unfinished: `.new-*` older than `age`, wherever files
-    /// are written whole. Returns how many. Nobody writes one file for that long.
-    pub fn sweep(&self, age: std::time::Duration) -> Result<usize> {
+    /// are written whole, for batches in those that are named. Returns how many. Nobody writes one
+    /// file for that long.
+    pub fn sweep<'a>(
+        &self,
+        age: std::time::Duration,
+        batches: impl IntoIterator<Item = &'a str>,
+    ) -> Result<usize> {
         let mut dirs = vec![
             self.root.clone(),
             self.brain_dir(),
@@ -302,13 +308,12 @@ impl Rig {
         ];
         dirs.push(self.brain_dir().join("batches"));
         dirs.extend(Class::ALL.map(|class| self.dir(Place::Queue(class))));
-        for parent in [
-            self.lane_dir(Lane::Waiting),
-            self.root.join("agents"),
-            self.root.join("signals"),
-            self.root.join("attempts"),
-        ] {
+        for parent in [self.root.join("agents"), self.root.join("signals")] {
             dirs.extend(subdirs(&parent)?.iter().map(|name| parent.join(name)));
+        }
+        for batch in batches {
+            dirs.push(self.lane_dir(Lane::Waiting).join(batch));
+            dirs.push(self.attempts_dir(batch));
         }
         let mut removed = 0;
         for dir in dirs {

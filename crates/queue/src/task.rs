@@ -1,7 +1,7 @@
 //! The task file: an immutable specification of one unit of work.
 //!
-//! On disk: `{"schema":1,"sum":"<16 hex digits>","task":{...}}`. `sum` is the start of the SHA-256
-//! over the exact bytes of `task`, so a flipped bit is seen before anything is believed.
+//! On disk: `{"schema":1,"sum":"<16 hex digits>","body":{...}}`. `sum` is the start of the SHA-256
+//! over the exact bytes of `body`, so a flipped bit is seen before anything is believed.
 
 use std::collections::BTreeMap;
 use std::fmt;

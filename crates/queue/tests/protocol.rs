@@ -481,7 +481,7 @@ fn a_candidate_can_be_cancelled_only_by_who_holds_it() {
         claim::open_in(rig, Place::Queue(Class::Cpu), &name).unwrap(),
         Opened::Busy
     ));
-    held.cancel(rig).unwrap();
+    held.cancel(rig, &name).unwrap();
     assert_eq!(lanes_of(rig, spec.id), [format!("cancelled/b/{name}")]);
 }
 
@@ -500,11 +500,11 @@ fn litter_of_dead_writers_is_swept_and_nothing_else() {
         fs::write(path, "x").unwrap();
     }
     assert_eq!(
-        rig.sweep(Duration::from_secs(3600)).unwrap(),
+        rig.sweep(Duration::from_secs(3600), ["b"]).unwrap(),
         0,
         "young ones may be in use"
     );
-    assert_eq!(rig.sweep(Duration::ZERO).unwrap(), 3);
+    assert_eq!(rig.sweep(Duration::ZERO, ["b"]).unwrap(), 3);
     assert!(old.iter().all(|path| !path.exists()));
     assert_eq!(lanes_of(rig, spec.id), [format!("queue/cpu/{name}")]);
 }

@@ -25,7 +25,7 @@ impl Batch {
         }
         self.changed = true;
         self.graph.moved(task, instance, name, State::Done);
-        self.list_failures(task)
+        Ok(())
     }
 
     /// A task file arrived in `retry/<batch>/`, or lay there: what follows?
@@ -33,7 +33,12 @@ impl Batch {
         let Some((task, instance)) = self.graph.find(name.id) else {
             return Ok(());
         };
-        if self.retries.contains_key(&name.id) {
+        // A late wake-up for what has been decided already.
+        let known = self.graph.instance(task, instance);
+        if self.retries.contains_key(&name.id)
+            || known.state.is_over()
+            || name.attempt < known.name.attempt
+        {
             return Ok(());
         }
         let record = records::read(&brain.rig, &self.id, name.id, name.attempt)?;
@@ -118,7 +123,6 @@ impl Batch {
                     .write(Entry::Abandon, &message, details(&plan));
                 claim::give_up(&brain.rig, &self.id, &name)?;
                 self.graph.moved(task, instance, name, State::Failed);
-                self.list_failures(task)?;
             }
             AfterFailure::Cancel { reason: why } => {
                 let message = format!("{title} ({}) is cancelled: {why}", name.id.short());
@@ -133,13 +137,19 @@ impl Batch {
 
     /// A task file arrived in quarantine.
     pub(crate) fn quarantined(&mut self, name: FileName) {
-        if let Some((task, instance)) = self.graph.find(name.id) {
-            tracing::warn!(task = %name.id, batch = %self.id,
-                "{} ({}) counts as failed: its file is in quarantine, the reason beside it",
-                self.title(task, instance), name.id.short());
-            self.changed = true;
-            self.graph.moved(task, instance, name, State::Failed);
+        let Some((task, instance)) = self.graph.find(name.id) else {
+            return;
+        };
+        let known = self.graph.instance(task, instance);
+        // A stray copy of what is over, or of an attempt before this one, changes nothing.
+        if known.state.is_over() || name.attempt < known.name.attempt {
+            return;
         }
+        tracing::warn!(task = %name.id, batch = %self.id,
+            "{} ({}) counts as failed: its file is in quarantine, the reason beside it",
+            self.title(task, instance), name.id.short());
+        self.changed = true;
+        self.graph.moved(task, instance, name, State::Failed);
     }
 
     /// Queues retries that are due. Returns when the next one is.
@@ -152,15 +162,16 @@ impl Batch {
                 .map(|(_, name)| *name)
                 .collect();
             for name in due {
-                self.retries.remove(&name.id);
                 let Some((task, instance)) = self.graph.find(name.id) else {
                     continue;
                 };
                 let class = self.plan.tasks[task].class;
-                if let Some(next) = claim::retry(&brain.rig, &self.id, class, &name)? {
-                    self.changed = true;
-                    self.graph.moved(task, instance, next, State::Released);
-                }
+                let next = claim::retry(&brain.rig, &self.id, class, &name)?;
+                self.retries.remove(&name.id);
+                self.changed = true;
+                // Gone: an earlier try moved it.
+                let next = next.unwrap_or(name.next_attempt(true));
+                self.graph.moved(task, instance, next, State::Released);
             }
         }
         Ok(self
@@ -184,6 +195,9 @@ impl Batch {
             other => return Err(anyhow!("{} in retry cannot be opened: {other:?}", name)),
         };
         let folder = expand::split_directory(&self.plan.tasks[task].id, name.id);
+        if submit::manifest(&brain.rig, &self.id, &folder)?.is_some() {
+            return self.finish_split(brain, task, instance, held, &folder);
+        }
         let made = match expand::make_split(brain, self, task, &held.spec) {
             Ok(made) => made,
             Err(reason) => {
@@ -194,39 +208,59 @@ impl Batch {
                 return Ok(());
             }
         };
-        let instances = instances_of(&made);
         let tasks = made.into_iter().map(|new| (new.name, new.spec));
         submit::expand(&brain.rig, &self.id, &folder, tasks, brain.durability)?;
-        let next = AttemptRecord {
-            attempt: name.attempt + 1,
-            ..record_of(
-                &held.spec,
-                &name,
-                Outcome::Cancelled {
-                    reason: format!("split into its {} items", instances.len()),
-                },
-            )
-        };
-        records::replace(&brain.rig, &next)?;
-        held.cancel(&brain.rig)?;
+        self.finish_split(brain, task, instance, held, &folder)
+    }
+
+    /// The items of a group have their task files: takes them up, and the group goes. Done again
+    /// after an error or a crash, it finds what is there.
+    fn finish_split(
+        &mut self,
+        brain: &mut Brain,
+        task: usize,
+        instance: usize,
+        held: Held,
+        folder: &str,
+    ) -> Result<()> {
+        let mut new = self.on_disk(brain, folder)?;
+        let count = new.len();
+        for (name, ..) in &new {
+            self.folders.insert(name.id, folder.to_owned());
+        }
+        // After a restart the graph has them already.
+        new.retain(|(name, ..)| self.graph.find(name.id).is_none());
+        let name = held.name;
+        let under = name.next_attempt(false);
+        let reason = format!("split into its {count} items");
+        let record = record_of(&held.spec, &under, Outcome::Cancelled { reason });
+        records::replace(&brain.rig, &record)?;
+        held.cancel(&brain.rig, &under)?;
         // First the new ones, so that the task is not over in between.
-        self.graph.expanded(task, instances);
-        self.graph.moved(task, instance, name, State::Split);
+        self.graph.expanded(task, new);
+        self.graph.moved(task, instance, under, State::Split);
         Ok(())
     }
 
-    /// Keeps `{FAILED_FILE:task}` true once a foreach is over.
-    pub(super) fn list_failures(&mut self, task: usize) -> Result<()> {
-        let node = &self.graph.nodes()[task];
-        if self.plan.tasks[task].foreach.is_none() || !self.graph.is_good(task) {
-            return Ok(());
+    /// Writes the lists of failed items (`{FAILED_FILE:task}`) of what a task depends on, before
+    /// the task can start.
+    pub(super) fn list_failures(&mut self, dependant: usize) -> Result<()> {
+        for dep in self.graph.whole_deps(dependant) {
+            if self.plan.tasks[dep].foreach.is_none()
+                || !self.graph.is_good(dep)
+                || self.listed.contains(&dep)
+            {
+                continue;
+            }
+            let failed: Vec<&str> = self.graph.nodes()[dep]
+                .instances
+                .iter()
+                .filter(|instance| matches!(instance.state, State::Failed | State::Cancelled))
+                .filter_map(|instance| instance.item.as_deref())
+                .collect();
+            expand::write_failed_file(self, dep, &failed)?;
+            self.listed.insert(dep);
         }
-        let failed: Vec<&str> = node
-            .instances
-            .iter()
-            .filter(|instance| matches!(instance.state, State::Failed | State::Cancelled))
-            .filter_map(|instance| instance.item.as_deref())
-            .collect();
-        expand::write_failed_file(self, task, &failed)
+        Ok(())
     }
 }

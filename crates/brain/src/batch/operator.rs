@@ -7,29 +7,35 @@ impl Batch {
     pub(crate) fn hold(&mut self, brain: &mut Brain) -> Result<()> {
         self.graph.hold();
         self.changed = true;
+        brain.rescan()?;
         for task in 0..self.plan.tasks.len() {
             let class = self.plan.tasks[task].class;
             for instance in 0..self.graph.nodes()[task].instances.len() {
                 let standing = self.graph.instance(task, instance);
-                let name = standing.name;
                 if standing.state != State::Released {
                     continue;
                 }
+                // Its attempt may have risen since.
+                let known = standing.name;
+                let Some(name) = brain.queued_name(class, &known) else {
+                    continue;
+                };
                 // Busy: an agent is about to take it. Gone: it has.
                 if let Opened::Held(held) = claim::open_in(&brain.rig, Place::Queue(class), &name)?
                 {
-                    let folder = expand::directory_of(
-                        &brain.rig,
-                        &self.id,
-                        &self.plan.tasks[task].id,
-                        name.id,
-                    )?;
+                    let folder = self.folder(task, name.id);
                     held.withdraw(&brain.rig, &folder)?;
                     self.graph.moved(task, instance, name, State::Waiting);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Ends a hold.
+    pub(crate) fn release_hold(&mut self) {
+        self.changed = true;
+        self.graph.release();
     }
 
     /// An operator cancels the whole batch.
@@ -51,7 +57,19 @@ impl Batch {
     /// all of them, or one.
     pub(crate) fn revive(&mut self, brain: &mut Brain, only: Option<TaskId>) -> Result<usize> {
         self.cancelled = false;
+        brain.clear_cancel(&self.id);
+        self.listed.clear();
+        self.changed = true;
         self.graph.reopen();
+        let revived = self.revive_files(brain, only);
+        // Whatever became of the files: the gates were closed and must be looked at.
+        self.graph.start();
+        let count = revived?;
+        self.events.write("revived", json!({"count": count}));
+        Ok(count)
+    }
+
+    fn revive_files(&mut self, brain: &mut Brain, only: Option<TaskId>) -> Result<usize> {
         let wanted = |task: usize, instance: usize, batch: &Batch| match only {
             None => true,
             Some(id) => {
@@ -89,17 +107,13 @@ impl Batch {
                 if !wanted(task, instance, self) {
                     continue;
                 }
-                let folder =
-                    expand::directory_of(&brain.rig, &self.id, &self.plan.tasks[task].id, name.id)?;
+                let folder = self.folder(task, name.id);
                 if let Some(next) = claim::revive(&brain.rig, from, &self.id, &folder, &name)? {
                     self.graph.moved(task, instance, next, State::Waiting);
                     revived += 1;
                 }
             }
         }
-        self.changed = true;
-        self.graph.start();
-        self.events.write("revived", json!({"count": revived}));
         Ok(revived)
     }
 }

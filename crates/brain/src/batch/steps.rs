@@ -25,10 +25,14 @@ impl Batch {
                 return Ok(());
             }
         };
-        let instances = instances_of(&made);
-        let count = instances.len();
+        let mut instances = instances_of(&made);
         let tasks = made.into_iter().map(|new| (new.name, new.spec));
-        submit::expand(&brain.rig, &self.id, &plan_task.id, tasks, brain.durability)?;
+        let created = submit::expand(&brain.rig, &self.id, &plan_task.id, tasks, brain.durability)?;
+        if !created {
+            // An earlier try got as far as the rename: what lies there counts, not these names.
+            instances = self.on_disk(brain, &plan_task.id)?;
+        }
+        let count = instances.len();
         self.graph.expanded(task, instances);
         let (entry, message) = match &plan_task.foreach {
             Some(foreach) => (
@@ -57,17 +61,14 @@ impl Batch {
         &mut self,
         brain: &mut Brain,
         task: usize,
-        name: &FileName,
-    ) -> Result<bool> {
-        let plan_task = &self.plan.tasks[task];
-        let moved = claim::release(&brain.rig, &self.id, &plan_task.id, plan_task.class, name)?;
-        if moved == Moved::Gone {
-            // A split or revived task lies in a folder of its own.
-            let folder = expand::directory_of(&brain.rig, &self.id, &plan_task.id, name.id)?;
-            let moved = claim::release(&brain.rig, &self.id, &folder, plan_task.class, name)?;
-            return Ok(moved == Moved::Done);
-        }
-        Ok(true)
+        instance: usize,
+    ) -> Result<Option<TaskId>> {
+        let name = self.graph.instance(task, instance).name;
+        let folder = self.folder(task, name.id);
+        let class = self.plan.tasks[task].class;
+        // Gone: an earlier try moved it, or the next look at the lanes finds where it is.
+        let moved = claim::release(&brain.rig, &self.id, &folder, class, &name)?;
+        Ok((moved == Moved::Done).then_some(name.id))
     }
 
     /// Cancels an instance wherever it lies; one that runs is told to end and is cancelled when
@@ -85,8 +86,7 @@ impl Batch {
         let folder;
         let places: &[Place<'_>] = match standing.state {
             State::Waiting => {
-                folder =
-                    expand::directory_of(&brain.rig, &self.id, &self.plan.tasks[task].id, name.id)?;
+                folder = self.folder(task, name.id);
                 &[Place::Waiting {
                     batch: &self.id,
                     task: &folder,
@@ -100,33 +100,30 @@ impl Batch {
         for place in places {
             // Its attempt may have risen since: look for the id, not the name.
             let current = match place.lane() {
-                Lane::Queue => brain.queued_name(class, name.id).unwrap_or(name),
+                Lane::Queue => brain.queued_name(class, &name).unwrap_or(name),
                 _ => name,
             };
             match claim::open_in(&brain.rig, *place, &current)? {
                 Opened::Held(held) => {
+                    // What happened to the last attempt stays on record; the reason for the end
+                    // is the next one's.
+                    let under = match place.lane() {
+                        Lane::Retry => current.next_attempt(false),
+                        _ => current,
+                    };
                     let record = record_of(
                         &held.spec,
-                        &current,
+                        &under,
                         Outcome::Cancelled {
                             reason: reason.to_owned(),
                         },
                     );
-                    // What happened to the last attempt stays on record; the reason for the end
-                    // is the next one's.
-                    let record = match place.lane() {
-                        Lane::Retry => AttemptRecord {
-                            attempt: current.attempt + 1,
-                            ..record
-                        },
-                        _ => record,
-                    };
                     records::replace(&brain.rig, &record)?;
-                    held.cancel(&brain.rig)?;
+                    held.cancel(&brain.rig, &under)?;
                     self.events.write("cancelled", json!({"name": self.title(task, instance), "id": name.id, "reason": reason}));
                     tracing::info!(task = %name.id, batch = %self.id, "Cancelled {} ({}): {reason}", self.title(task, instance), name.id.short());
                     self.changed = true;
-                    self.graph.moved(task, instance, current, State::Cancelled);
+                    self.graph.moved(task, instance, under, State::Cancelled);
                     return Ok(());
                 }
                 Opened::Untrusted { .. } => {
@@ -152,7 +149,7 @@ impl Batch {
                 &brain.rig,
                 &agent,
                 &format!("{}.abort", running.attempt_stem()),
-                reason,
+                &json!({ "reason": reason }).to_string(),
             )?;
             self.graph.moved(task, instance, running, State::Released);
         } else {

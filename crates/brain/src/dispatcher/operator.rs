@@ -34,11 +34,13 @@ impl Dispatcher {
                 Ok(())
             }
             ("cancel", None) => {
-                let batch = self.batch(target)?;
-                batch.cancel_all();
+                self.batch(target)?;
+                self.brain.set_cancel(target)?;
+                self.batch(target)?.cancel_all();
                 Ok(())
             }
             ("hold", None) => {
+                self.batch(target)?;
                 self.brain.set_hold(target)?;
                 match self.batches.get_mut(target) {
                     Some(batch) => batch.hold(&mut self.brain),
@@ -47,7 +49,7 @@ impl Dispatcher {
             }
             ("release", None) => {
                 self.brain.clear_hold(target);
-                self.batch(target)?.graph.release();
+                self.batch(target)?.release_hold();
                 Ok(())
             }
             ("retry", None) => self.revive(target, None),

@@ -21,10 +21,10 @@ impl Dispatcher {
             Event::Stop(what) => {
                 if self.stopping {
                     tracing::warn!(
-                        "{what} again: ending {} running tasks",
+                        "{what} again: {} running tasks are killed and queued again",
                         self.attempts.running()
                     );
-                    self.attempts.abort_all("the brain was stopped");
+                    self.at_once = true;
                 } else {
                     tracing::info!(
                         "{what}: draining ({} tasks of the brain's own are running)",

@@ -85,7 +85,6 @@ impl Placer {
         model: Option<String>,
         agents: Vec<String>,
     ) -> Result<()> {
-        self.count += 1;
         let sequence = brain.sequence.take(1)?;
         let item = format!("brain-{sequence}");
         let spec = TaskSpec {
@@ -132,7 +131,7 @@ impl Placer {
             &format!("Wrote {task} {}", name.id.short()),
             json!({"task_id": name.id, "task": task, "agents": agents}),
         );
-        self.note(&name, &spec, true);
+        self.note(&name, &spec);
         Ok(())
     }
 
@@ -142,8 +141,9 @@ impl Placer {
         for (id, open) in &self.open {
             let Some(model) = &open.model else { continue };
             let unneeded = open.ours && !view.models.iter().any(|demand| demand.model == *model);
-            let expired =
-                open.ours && open.since.elapsed() > Duration::from_secs(LOAD_EXPIRES_S as u64);
+            let expired = open
+                .expires
+                .is_some_and(|expires| expires <= Timestamp::now());
             if (unneeded || expired) && brain.index(Class::Meta).contains(&open.name) {
                 over.push((
                     *id,
@@ -166,7 +166,7 @@ impl Placer {
                     },
                 );
                 records::replace(&brain.rig, &record)?;
-                held.cancel(&brain.rig)?;
+                held.cancel(&brain.rig, &name)?;
                 let message = format!("Withdrew load_llm {}: {why}", name.id.short());
                 tracing::info!("{message}");
                 brain.journal.write(

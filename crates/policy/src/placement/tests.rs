@@ -215,6 +215,36 @@ fn two_needed_models_swap_only_after_a_long_wait() {
     ));
 }
 
+/// The whole swap, decision by decision: the room that was made for the starving model is not
+/// given back to the one with the larger backlog.
+#[test]
+fn a_starving_model_gets_the_room_that_was_made_for_it() {
+    let starving = Demand {
+        waiting_seconds: 500.0,
+        ..demand("b", 5)
+    };
+    let view = |llm: LlmBeat| View {
+        models: vec![demand("a", 50), starving.clone()],
+        agents: vec![agent("gpu-1", llm)],
+        ..View::default()
+    };
+    assert!(matches!(
+        &decide(&view(hot("a")))[..],
+        [Decision::Unload { .. }, ..]
+    ));
+    let second = decide(&view(LlmBeat::Cold));
+    assert!(
+        matches!(&second[0], Decision::Load { model, .. } if model == "b"),
+        "{second:?}"
+    );
+    assert!(
+        !second
+            .iter()
+            .any(|decision| matches!(decision, Decision::Load { model, .. } if model == "a")),
+        "{second:?}"
+    );
+}
+
 #[test]
 fn an_idle_model_yields_to_scripts_that_it_blocks_but_not_while_it_runs() {
     let view = |llm_running| {

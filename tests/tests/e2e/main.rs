@@ -1,0 +1,12 @@
+//! End-to-end cases over the real programs. Each ends with the checker of `rigor_tests`.
+
+#![expect(clippy::unwrap_used, reason = "a failed case panics")]
+
+mod batches;
+mod claims;
+mod control;
+mod deaths;
+mod examples;
+mod models;
+mod refusals;
+mod up;

@@ -163,3 +163,90 @@ fn overlaps(plans: &Path) -> Vec<String> {
     }
     wrong
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::process::{Command, Stdio};
+
+    use rigor_queue::rig::Place;
+
+    use super::*;
+
+    /// A checker that finds nothing would let every case pass.
+    #[test]
+    fn everything_that_is_wrong_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, plans) = (dir.path().join("rig"), dir.path().join("plans"));
+        let rig = Rig::create(&root).unwrap();
+        rig.prepare_batch("b").unwrap();
+        let id = |n: u8| TaskId::derive("b", "t", Some(&n.to_string()));
+        let name =
+            |n: u8| FileName::first(5, n.into(), rigor_queue::name::Shape(0), id(n)).to_string();
+        let check = || check(&root, "testrig", &plans, Duration::ZERO).join("\n");
+        let waiting = rig.dir(Place::Waiting {
+            batch: "b",
+            task: "t",
+        });
+        fs::create_dir_all(&waiting).unwrap();
+        let manifest: String = (1..=2)
+            .map(|n| format!("{{\"id\":\"{}\"}}\n", id(n)))
+            .collect();
+        fs::write(waiting.join(".items.jsonl"), manifest).unwrap();
+        for n in 1..=2 {
+            fs::write(waiting.join(name(n)), "").unwrap();
+        }
+        assert_eq!(check(), "");
+
+        fs::remove_file(waiting.join(name(1))).unwrap();
+        assert!(
+            check().contains(&format!("{} (t of b) is in no lane", id(1))),
+            "{}",
+            check()
+        );
+        fs::write(waiting.join(name(1)), "").unwrap();
+
+        let queued = rig.dir(Place::Queue(Class::Cpu)).join(name(2));
+        fs::write(&queued, "").unwrap();
+        assert!(
+            check().contains(&format!("{} is in 2 places", id(2))),
+            "{}",
+            check()
+        );
+        fs::remove_file(&queued).unwrap();
+
+        let complete = rig.dir(Place::Complete("b")).join(name(2));
+        fs::rename(waiting.join(name(2)), &complete).unwrap();
+        assert!(check().contains("has no record"), "{}", check());
+        fs::rename(&complete, waiting.join(name(2))).unwrap();
+
+        let litter = root.join("agents/.new-abc");
+        fs::write(&litter, "").unwrap();
+        assert!(check().contains("litter: "), "{}", check());
+        fs::remove_file(&litter).unwrap();
+
+        let plan = plans.join("p");
+        fs::create_dir_all(&plan).unwrap();
+        let journal = "x 1 start 10.0 a\nx 2 start 11.0 b\nx 1 tick 11.5 a\nx 2 stop 12.0 b\n";
+        fs::write(plan.join(journal::FILE), journal).unwrap();
+        assert!(
+            check().contains("two attempts ran at the same time"),
+            "{}",
+            check()
+        );
+        fs::write(plan.join(journal::FILE), journal.replace("11.5", "10.5")).unwrap();
+        assert_eq!(check(), "");
+
+        let mut left = Command::new("sleep")
+            .arg("60")
+            .env("RIGOR_COOKIE", "testrig:0000000000000001.a1")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let found = check();
+        left.kill().unwrap();
+        left.wait().unwrap();
+        assert!(found.contains("a process is left"), "{found}");
+        assert_eq!(check(), "");
+    }
+}

@@ -20,6 +20,8 @@ use crate::{checker, parts, processes};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long programs may take to end after SIGTERM, and once more after a second one.
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// More than a batch of a few seconds takes, less than the brain waits between two looks at all lanes.
+const SHORT_BATCH: Duration = Duration::from_secs(20);
 /// How old temporary files may be where something was killed while it wrote.
 const LITTER_AGE: Duration = Duration::from_secs(60);
 /// Between two looks at a condition.
@@ -289,6 +291,20 @@ impl Rig {
     #[track_caller]
     pub fn wait_batch(&self, batch: &str) -> i32 {
         self.rigor(&["wait", batch]).code
+    }
+
+    /// The same for a batch of which nothing takes long: no wake-up may have been lost on the way,
+    /// which the brain would only make good when it compares the lanes with its memory.
+    #[track_caller]
+    pub fn wait_short_batch(&self, batch: &str) -> i32 {
+        let started = Instant::now();
+        let code = self.wait_batch(batch);
+        let took = started.elapsed();
+        assert!(
+            took < SHORT_BATCH,
+            "{batch} took {took:?}: a wake-up was lost?"
+        );
+        code
     }
 
     /// What `rigor status --json` prints.

@@ -24,8 +24,8 @@ use state::{Batch, Status, Summary};
 
 /// Enough to see that more than one gets work, few enough for two cores.
 const GPUS: u16 = 3;
-/// Requests that a model answers at once.
-const SLOTS: &str = "2";
+/// Requests that a model answers at once: one, so that the prompts are work for all of them.
+const SLOTS: &str = "1";
 /// The plan that is run.
 const PLAN: &str = "examples/plans/digest";
 /// Between two looks at the rig.

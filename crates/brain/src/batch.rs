@@ -53,6 +53,8 @@ pub(crate) struct Batch {
     limit: Option<usize>,
     events: EventLog,
     retries: BTreeMap<TaskId, (Instant, FileName)>,
+    /// Failed attempts whose files their agents still lock.
+    undecided: Vec<FileName>,
     /// Folders in `waiting/` of tasks that do not lie in their plan task's own: items of groups
     /// that were split.
     folders: BTreeMap<TaskId, String>,
@@ -115,6 +117,7 @@ impl Batch {
             events: EventLog::open(&spec.batch_dir),
             root,
             retries: BTreeMap::new(),
+            undecided: Vec::new(),
             folders: BTreeMap::new(),
             listed: BTreeSet::new(),
             cancelled: brain.is_cancelled(&spec.batch),

@@ -250,7 +250,17 @@ impl Graph {
 
     /// The next thing to do.
     pub(crate) fn next_step(&mut self) -> Option<Step> {
-        self.steps.pop_front()
+        loop {
+            let step = self.steps.pop_front()?;
+            // After a restart a task's gate may have opened before its own instances were read.
+            let stale = match step {
+                Step::Expand { task } => self.nodes[task].phase != Phase::Unexpanded,
+                Step::Release { .. } | Step::Cancel { .. } => false,
+            };
+            if !stale {
+                return Some(step);
+            }
+        }
     }
 
     /// Whether anything is to be done.

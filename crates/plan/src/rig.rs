@@ -34,7 +34,8 @@ pub struct AgentFacts {
 pub struct ModelFacts {
     /// Its id.
     pub id: String,
-    /// Whether it answers prompts; false for one that only makes embeddings.
+    /// Whether it answers in words; false for one that answers with a vector, which a task gets
+    /// only by name.
     pub chat: bool,
     /// Its capability tier, where it has one.
     pub tier: Option<u32>,
@@ -148,10 +149,6 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
                     format!("no model `{id}` in the rig's catalogue"),
                     help,
                 );
-            }
-            Some(model) if prompt && !model.chat => {
-                let message = format!("model `{id}` makes embeddings and answers no prompts");
-                problems.push(file, at(draft, Field::LlmModel), message, None);
             }
             Some(model) if model.tier.is_some_and(|has| has < tier) => {
                 let message = format!(

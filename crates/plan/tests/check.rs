@@ -735,7 +735,7 @@ fn what_the_rig_has() {
   => 5:18 no model `qwen2.5:7` in the rig's catalogue  (did you mean `qwen2.5:7b`?)
 - **prompt**: x
 - **llm_model**: nomic-embed
-  => 5:18 model `nomic-embed` makes embeddings and answers no prompts
+  => fine
 - **prompt**: x
 - **llm_min_tier**: 3
   => 5:21 no model of the rig's catalogue is of tier 3 or above

@@ -91,7 +91,7 @@ impl ComponentLock {
 /// Whether the process that last took the lock of `name` still lives, told without touching the
 /// lock: displays must not take locks. `None`: nobody ever took it.
 ///
-/// Reads /proc/locks, where the kernel lists holders by inode.
+/// Reads what the kernel says of locks in /proc: of the holder that the file names, else of all.
 pub fn is_held(rig: &Rig, name: &str) -> Result<Option<bool>> {
     use std::os::unix::fs::MetadataExt;
     let path = rig.agent_dir(name).join("lock");
@@ -100,12 +100,30 @@ pub fn is_held(rig: &Rig, name: &str) -> Result<Option<bool>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(QueueError::io("stat", &path)(error)),
     };
-    let locks = fs::read_to_string("/proc/locks").map_err(QueueError::io("read", "/proc/locks"))?;
+    // /proc/locks is told a page at a time, and a reader misses entries when others come and go
+    // between two pages. The holder's own list does not have that gap.
     let suffix = format!(":{inode}");
-    Ok(Some(locks.lines().any(|line| {
-        let mut words = line.split_whitespace();
-        words.any(|word| word == "FLOCK") && words.any(|word| word.ends_with(&suffix))
-    })))
+    let names_it = |text: &str| {
+        text.lines().any(|line| {
+            let mut words = line.split_whitespace();
+            words.any(|word| word == "FLOCK") && words.any(|word| word.ends_with(&suffix))
+        })
+    };
+    let holder = fs::read(&path)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
+    if let Some(holder) = holder
+        && let Ok(entries) = fs::read_dir(format!("/proc/{}/fdinfo", holder.pid))
+    {
+        let mut infos = entries
+            .flatten()
+            .filter_map(|entry| fs::read_to_string(entry.path()).ok());
+        if infos.any(|info| names_it(&info)) {
+            return Ok(Some(true));
+        }
+    }
+    let locks = fs::read_to_string("/proc/locks").map_err(QueueError::io("read", "/proc/locks"))?;
+    Ok(Some(names_it(&locks)))
 }
 
 /// Replaces the heartbeat of `name`.

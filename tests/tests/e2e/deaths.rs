@@ -56,7 +56,7 @@ fn the_brain_is_killed_in_the_middle_of_a_batch() {
         });
         rig.start_brain();
     }
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let attempts = started(&plan);
     assert_eq!(attempts.len(), 80, "each of 2 x 40 tasks once");
     assert!(
@@ -167,7 +167,7 @@ fn an_agent_is_killed_in_the_middle_of_a_task() {
         [],
         "processes of the first attempt"
     );
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
 
     let attempts = started(&plan);
     assert_eq!(attempts.len(), 2, "{attempts:?}");
@@ -199,7 +199,7 @@ fn an_agent_is_killed_in_the_middle_of_a_task() {
     );
     rig.start_agent(&first.agent);
     let batch = rig.submit(&again);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     assert_eq!(started(&again)[0].agent, first.agent);
 }
 
@@ -224,7 +224,7 @@ fn a_worker_is_killed() {
         .iter()
         .find(|process| process.command.contains("/worker "));
     processes::send(worker.expect("the attempt has a worker").pid, Signal::KILL);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
 
     let first = record(&rig, &batch, &name, 1);
     let Outcome::Failed {
@@ -291,7 +291,7 @@ fn agents_and_workers_are_killed_at_random_moments() {
         }
     }
     println!("seed {seed}");
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let mut tasks: Vec<String> = started(&plan)
         .into_iter()
         .filter(|one| one.ended)
@@ -341,7 +341,7 @@ fn everything_is_terminated_in_the_middle_of_a_batch() {
         assert!(rig.log(agent).contains("shutting down - completed "));
     }
     rig.start_all();
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let attempts = started(&plan);
     assert_eq!(attempts.len(), ITEMS);
     assert!(
@@ -377,5 +377,5 @@ fn a_second_brain_and_a_second_agent_of_the_same_name_exit_at_once() {
         "### works\n\n- **task_class**: cpu\n- **command**: `true`\n",
     );
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
 }

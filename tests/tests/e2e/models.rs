@@ -59,7 +59,7 @@ fn a_prompt_to_an_embedding_model_gets_a_vector() {
     );
     rig.start_all();
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let vector: serde_json::Value = serde_json::from_str(&answer(&plan, &batch, "embed")).unwrap();
     assert_is_vector(Some(&vector));
 }
@@ -74,7 +74,7 @@ fn a_command_reaches_an_embedding_model() {
     );
     rig.start_all();
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let text = fs::read(plan.join("history").join(&batch).join("vector.json")).unwrap();
     let reply: serde_json::Value = serde_json::from_slice(&text).unwrap();
     assert_is_vector(reply.pointer("/data/0/embedding"));
@@ -96,7 +96,7 @@ fn a_command_runtime_serves_a_chat_model() {
     let plan = rig.plan("served", &prompt("say", "served"));
     rig.start_all();
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     assert!(!answer(&plan, &batch, "say").trim().is_empty());
 }
 
@@ -132,19 +132,21 @@ fn a_model_that_cannot_be_loaded_is_named_with_its_cause_and_the_rest_goes_on() 
     rig.wait("the brain warns of model, agent and cause", |rig| {
         told(rig) >= 1
     });
+    // Counted before the agents' logs are read, which have each failure first.
+    let warnings = told(&rig);
     let agents = rig.log("gpu-1") + &rig.log("gpu-2");
     assert!(
-        agents.contains("Load of gone on gpu-"),
-        "the agent's log has the failed load"
+        agents.contains("gone.gguf"),
+        "the agent's log has the cause"
     );
-    assert!(agents.contains("gone.gguf"), "with its cause");
-    // What nothing can serve is said of the task too.
-    let why = rig.rigor(&["why", &format!("{batch}/lost")]);
-    if why.code == 0 {
-        assert!(why.stdout.contains("gone"), "{}", why.stdout);
-    }
+    // Once for each load that failed, and at most once more for the tasks that wait.
+    let failed = agents.matches("Load of gone on gpu-").count();
+    assert!(
+        warnings <= 2 * failed,
+        "{warnings} warnings of {failed} failed loads"
+    );
     assert_eq!(rig.rigor(&["cancel", &batch]).code, 0);
-    assert_eq!(rig.wait_batch(&batch), 3);
+    assert_eq!(rig.wait_short_batch(&batch), 3);
 }
 
 #[test]
@@ -168,7 +170,7 @@ fn one_gpu_serves_two_models_and_scripts_in_turn() {
     let plan = rig.plan("two-models", &tasks);
     rig.start_all();
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let log = rig.log("gpu-1");
     for model in ["a", "b"] {
         assert!(
@@ -207,7 +209,7 @@ fn every_gpu_is_heated_when_the_backlog_says_so() {
     fs::write(plan.join("items.txt"), items).unwrap();
     rig.start_all();
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     assert!(
         rig.log(BRAIN)
             .contains("but no models loaded - inserting 3 load_llm tasks (gpu-1, gpu-2, gpu-3)")

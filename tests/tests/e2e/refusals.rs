@@ -130,7 +130,7 @@ fn garbage_in_lanes_is_quarantined_and_others_proceed() {
         "### works\n\n- **task_class**: cpu\n- **command**: `true`\n",
     );
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0, "others proceed");
+    assert_eq!(rig.wait_short_batch(&batch), 0, "others proceed");
     let quarantine = rig.rig.dir(Place::Quarantine);
     for (what, reason) in garbage.iter().zip([
         "",

@@ -21,7 +21,7 @@ fn up_and_down(rig: &Rig, up: Command, down: Command) {
         "### works\n\n- **task_class**: cpu\n- **command**: `true`\n",
     );
     let batch = rig.submit(&plan);
-    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(rig.wait_short_batch(&batch), 0);
     let said = rig.output(down);
     assert_eq!(said.code, 0, "{}", said.stderr);
     assert!(all_alive(rig, false));

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// A failed attempt whose file is still locked by its agent is looked at again so soon.
+const UNDECIDED_AGAIN: Duration = Duration::from_millis(20);
+
 impl Batch {
     /// A task file arrived in `complete/<batch>/`.
     pub(crate) fn completed(&mut self, brain: &mut Brain, name: FileName) -> Result<()> {
@@ -40,6 +43,19 @@ impl Batch {
             || name.attempt < known.name.attempt
         {
             return Ok(());
+        }
+        // Its agent lets go of the lock a moment after the move, and what follows may need it.
+        match claim::open_in(&brain.rig, Place::Retry(&self.id), &name)? {
+            Opened::Held(held) => drop(held),
+            Opened::Busy => {
+                self.undecided.push(name);
+                return Ok(());
+            }
+            Opened::Gone => return Ok(()),
+            Opened::Untrusted { .. } => {
+                self.quarantined(name);
+                return Ok(());
+            }
         }
         let record = records::read(&brain.rig, &self.id, name.id, name.attempt)?;
         let plan_task = &self.plan.tasks[task];
@@ -154,6 +170,9 @@ impl Batch {
 
     /// Queues retries that are due. Returns when the next one is.
     pub(crate) fn retry_due(&mut self, brain: &mut Brain, now: Instant) -> Result<Option<Instant>> {
+        for name in std::mem::take(&mut self.undecided) {
+            self.failed_attempt(brain, name)?;
+        }
         if !self.graph.is_held() {
             let due: Vec<FileName> = self
                 .retries
@@ -173,6 +192,9 @@ impl Batch {
                 let next = next.unwrap_or(name.next_attempt(true));
                 self.graph.moved(task, instance, next, State::Released);
             }
+        }
+        if !self.undecided.is_empty() {
+            return Ok(Some(now + UNDECIDED_AGAIN));
         }
         Ok(self
             .retries

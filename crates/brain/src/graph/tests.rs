@@ -265,6 +265,42 @@ fn a_revived_task_takes_its_dependants_along() {
 }
 
 #[test]
+fn a_restart_takes_up_each_task_once_whatever_gate_opens_first() {
+    let plan = plan(CHAIN);
+    let mut graph = Graph::new(&plan);
+    // As the shell reads them back: in the plan's order, each with where its file lies.
+    for (task, plan_task) in plan.tasks.iter().enumerate() {
+        let state = if plan_task.id == "list" {
+            State::Done
+        } else {
+            State::Waiting
+        };
+        let item = plan_task.foreach.as_ref().map(|_| "0".to_owned());
+        let id = TaskId::derive("b", &plan_task.id, item.as_deref());
+        let name = FileName::first(5, 0, Shape(0), id);
+        graph.expanded(task, vec![(name, item, 1, state)]);
+    }
+    graph.start();
+    let mut steps = Vec::new();
+    while let Some(step) = graph.next_step() {
+        steps.push(step);
+    }
+    let first = plan
+        .tasks
+        .iter()
+        .position(|task| task.id == "first")
+        .unwrap();
+    assert_eq!(
+        steps,
+        [Step::Release {
+            task: first,
+            instance: 0
+        }]
+    );
+    assert_eq!(graph.totals().total, 4);
+}
+
+#[test]
 fn a_group_that_is_split_is_over_when_its_items_are() {
     let mut runner = Runner::new(CHAIN, 1);
     runner.end("list", State::Done);

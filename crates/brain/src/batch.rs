@@ -24,7 +24,7 @@ use serde_json::json;
 use crate::context::Context as Brain;
 use crate::events::EventLog;
 use crate::expand::{self, NewTask};
-use crate::graph::{Ending, Graph, NewInstance, State, Step};
+use crate::graph::{Ending, Graph, NewInstance, Phase, State, Step};
 use crate::journal::Entry;
 use crate::{summary, view};
 
@@ -53,6 +53,8 @@ pub(crate) struct Batch {
     limit: Option<usize>,
     events: EventLog,
     retries: BTreeMap<TaskId, (Instant, FileName)>,
+    /// Tasks that were in no lane at the last look.
+    missing: BTreeSet<TaskId>,
     /// Failed attempts whose files their agents still lock.
     undecided: Vec<FileName>,
     /// Folders in `waiting/` of tasks that do not lie in their plan task's own: items of groups
@@ -117,6 +119,7 @@ impl Batch {
             events: EventLog::open(&spec.batch_dir),
             root,
             retries: BTreeMap::new(),
+            missing: BTreeSet::new(),
             undecided: Vec::new(),
             folders: BTreeMap::new(),
             listed: BTreeSet::new(),
@@ -303,6 +306,16 @@ impl Batch {
             "{} of {} tasks complete, {} failed, {} cancelled",
             totals.done, totals.total, totals.failed, totals.cancelled
         );
+        let broken = self
+            .plan
+            .tasks
+            .iter()
+            .zip(self.graph.nodes())
+            .find_map(|(task, node)| match &node.phase {
+                Phase::Broken(why) => Some(format!("; task {} cannot be made: {why}", task.id)),
+                Phase::Unexpanded | Phase::Expanded | Phase::Cancelled(_) => None,
+            });
+        let reason = format!("{reason}{}", broken.unwrap_or_default());
         let outcome = match step {
             Move::Complete => Outcome::Succeeded,
             Move::CloseCancelled => Outcome::Cancelled {
@@ -383,6 +396,7 @@ impl Batch {
         }
         self.graph.stop_rest();
         self.find_unreleased(brain)?;
+        self.warn_of_lost(brain);
         for name in brain.rig.list(Place::Quarantine)?.names {
             self.quarantined(name);
         }
@@ -431,6 +445,31 @@ impl Batch {
             ))
         });
         Ok(waiting.collect())
+    }
+
+    /// Tasks that should be queued or running and are in no lane: somebody moved or removed their
+    /// files. Nothing would ever end them, so it must be said. `brain` was rescanned just now.
+    fn warn_of_lost(&mut self, brain: &Brain) {
+        let mut lost = BTreeSet::new();
+        for (task, node) in self.plan.tasks.iter().zip(self.graph.nodes()) {
+            for instance in &node.instances {
+                let name = &instance.name;
+                if instance.state == State::Released
+                    && brain.queued_name(task.class, name).is_none()
+                    && brain.processing_name(name.id).is_none()
+                {
+                    lost.insert(name.id);
+                }
+            }
+        }
+        // Seen once it may be on its way between two lanes.
+        let twice: Vec<&TaskId> = lost.intersection(&self.missing).collect();
+        if let Some(first) = twice.first() {
+            tracing::warn!(task = %first, batch = %self.id,
+                "{} tasks of {} lie in no lane, the first is {}: their files were moved or removed by hand. Put them back into tasks/queue/, or end the batch: rigor cancel {}",
+                twice.len(), self.id, first.short(), self.id);
+        }
+        self.missing = lost;
     }
 
     /// The folder in `waiting/` that a task belongs to.

@@ -11,7 +11,7 @@ use rigor_queue::lane::Lane;
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit;
-use rigor_queue::task::{Class, Item, Submission, TaskSpec};
+use rigor_queue::task::{Class, Item, Submission, TaskSpec, Vram};
 
 use crate::batch::Batch;
 use crate::context::Context;
@@ -259,6 +259,8 @@ pub(crate) struct ShapeInfo {
     pub model: Option<String>,
     /// The key of its measurements.
     pub measured_as: String,
+    /// GPU memory that it needs whatever is measured, MiB.
+    pub fixed_mb: Option<u64>,
 }
 
 impl ShapeInfo {
@@ -268,6 +270,11 @@ impl ShapeInfo {
             class: spec.class,
             model: spec.model.clone(),
             measured_as: spec.measured_as(),
+            fixed_mb: match spec.vram {
+                Vram::Fixed { mb } => Some(mb),
+                Vram::Default { estimate_mb } => estimate_mb,
+                Vram::Infer => None,
+            },
         }
     }
 }

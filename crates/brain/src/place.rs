@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use rigor_policy::placement::{self, Decision, Demand, Pending, View};
 use rigor_queue::claim::{self, Candidate};
 use rigor_queue::heartbeat::{Health, LlmBeat, Refusal};
-use rigor_queue::name::{FileName, TaskId};
+use rigor_queue::name::{FileName, Shape, TaskId};
 use rigor_queue::record::Outcome;
 use rigor_queue::rig::{Place, RIG_BATCH};
 use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
@@ -44,6 +44,8 @@ pub(crate) struct Placer {
     open: BTreeMap<TaskId, Open>,
     waiting_since: BTreeMap<String, Instant>,
     stranded: BTreeMap<String, String>,
+    /// Shapes of script tasks that fit no GPU; said once.
+    unfit: BTreeSet<Shape>,
 }
 
 impl Placer {

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rigor_plan::{ForeachSource, Plan, Problems, RigFacts, Sources};
 use rigor_snapshot::facts;
 use serde::Serialize;
@@ -115,6 +116,21 @@ pub(crate) fn say(problems: &Problems) {
     ));
 }
 
+/// The bytes of a plan; of one that is too long only so many that the check says so.
+fn plan_bytes(path: &Path) -> Result<Vec<u8>> {
+    let cannot = || format!("cannot read the plan {}", path.display());
+    let meta = fs::metadata(path).with_context(cannot)?;
+    // A pipe or a device would keep the reader waiting, or never end.
+    ensure!(meta.is_file(), "{} is not a file", path.display());
+    let mut bytes = Vec::new();
+    let most = rigor_plan::TEXT_MAX_BYTES as u64 + 1;
+    let file = fs::File::open(path).with_context(cannot)?;
+    file.take(most)
+        .read_to_end(&mut bytes)
+        .with_context(cannot)?;
+    Ok(bytes)
+}
+
 /// Reads a plan and checks it whole: the outer error is one of reading.
 pub(crate) fn check(
     args: &PlanArgs,
@@ -122,9 +138,7 @@ pub(crate) fn check(
 ) -> Result<std::result::Result<Checked, Problems>> {
     let shown = args.plan_dir.join(PLAN_FILE);
     let plan_dir = resolved(&args.plan_dir)?;
-    let bytes =
-        fs::read(&shown).with_context(|| format!("cannot read the plan {}", shown.display()))?;
-    let source = String::from_utf8(bytes)
+    let source = String::from_utf8(plan_bytes(&shown)?)
         .with_context(|| format!("{} is not UTF-8 text", shown.display()))?;
     let inputs = args.inputs();
     let files = |path: &str| fs::read_to_string(plan_dir.join(path)).ok();

@@ -52,6 +52,18 @@ pub(crate) fn run(at: &Path, args: &Down) -> Result<Exit> {
     if !all_ended {
         return Ok(Exit::Failed);
     }
+    let left = leftovers(&config.rig.id);
+    if !left.is_empty() {
+        let pids: Vec<String> = left
+            .iter()
+            .map(|(pid, name)| format!("{name} (pid {pid})"))
+            .collect();
+        note(format!(
+            "Still running of agents that died: {}. `rigor up` ends them and queues their tasks again; or kill them yourself",
+            pids.join(", ")
+        ));
+        return Ok(Exit::Failed);
+    }
     note("Nothing of this rig runs.");
     Ok(Exit::Ok)
 }
@@ -122,4 +134,35 @@ fn tidy(rig: &Rig, record: &UpRecord) -> Result<()> {
         How::Systemd => {}
     }
     Ok(())
+}
+
+/// Processes of attempts and of LLM runtimes that outlived their agent: pid and name. An attempt's
+/// carry the rig's id in their cookie, a runtime's the path of its manifest.
+fn leftovers(rig_id: &str) -> Vec<(u32, String)> {
+    let attempt = format!("{}={rig_id}:", rigor_exec::COOKIE_VARIABLE);
+    let mut found = Vec::new();
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return found;
+    };
+    for process in processes.flatten() {
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // Gone meanwhile, or somebody else's: not ours in either case.
+        let Ok(environment) = std::fs::read(process.path().join("environ")) else {
+            continue;
+        };
+        let ours = environment
+            .split(|byte| *byte == 0)
+            .any(|entry| entry.starts_with(attempt.as_bytes()));
+        if ours {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            found.push((pid, name.trim().to_owned()));
+        }
+    }
+    found
 }

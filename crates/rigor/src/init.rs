@@ -58,9 +58,10 @@ pub(crate) fn run(args: &Init) -> Result<Exit> {
         gpus,
     };
     let toml = rig.root().join(FILE_NAME);
-    Config::write_new(&toml, &render(&answers))?;
-    // What was written has to be readable: better said now than by `rigor up`.
-    Config::load(rig.root())?;
+    let text = render(&answers);
+    // What is written has to be readable: better said now, before there is a file in the way.
+    Config::parse(&text, &toml)?;
+    Config::write_new(&toml, &text)?;
 
     if answers.simulated {
         note(format!(

@@ -58,12 +58,28 @@ impl Placer {
             })
             .collect();
         let shapes: Vec<_> = brain.index(Class::Script).counts().collect();
+        let largest = agents
+            .iter()
+            .filter_map(|(name, agent)| {
+                let gpu = agent.heartbeat.as_ref()?.gpu.as_ref()?;
+                Some((gpu.budget_mb, name.clone()))
+            })
+            .max();
         let mut scripts_queued = 0;
         let mut script_seconds = 0.0;
         for (shape, count) in shapes {
-            let known = brain
-                .shape(Class::Script, shape)
+            let info = brain.shape(Class::Script, shape);
+            let known = info
+                .as_ref()
                 .and_then(|info| brain.measured.get(&info.measured_as).copied());
+            let need = info.as_ref().and_then(|info| info.fixed_mb);
+            if let (Some(need), Some((most, agent))) = (need, &largest)
+                && need > *most
+            {
+                // No memory is freed for what fits nowhere; and it will wait for ever.
+                self.warn_unfit(shape, count, need, *most, agent);
+                continue;
+            }
             scripts_queued += count;
             script_seconds +=
                 count as f64 * known.map_or(placement::TASK_SECONDS_PRIOR, |known| known.seconds);
@@ -74,6 +90,14 @@ impl Placer {
             pending: self.pending(brain, agents),
             scripts_queued,
             script_seconds,
+        }
+    }
+
+    fn warn_unfit(&mut self, shape: Shape, count: usize, need_mb: u64, most_mb: u64, agent: &str) {
+        if self.unfit.insert(shape) {
+            tracing::warn!(
+                "{count} script tasks need {need_mb}MB each, the largest budget is {most_mb}MB on {agent}: no agent can ever run them. Lower vram_estimate_mb, or end the batch: rigor cancel"
+            );
         }
     }
 

@@ -40,7 +40,7 @@ pub(crate) struct Init {
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) llama_server: Option<PathBuf>,
     /// The first GPU's port; the others follow.
-    #[arg(long, value_name = "PORT", default_value_t = 11435, value_parser = clap::value_parser!(u16).range(1..=65000))]
+    #[arg(long, value_name = "PORT", default_value_t = 11435, value_parser = clap::value_parser!(u16).range(1025..=65000))]
     pub(crate) port: u16,
     /// Agents without a GPU, for cpu tasks [default: 0, or 1 with --cpu-only].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]

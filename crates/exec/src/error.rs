@@ -24,7 +24,7 @@ pub enum ExecError {
         source: io::Error,
     },
     /// The worker could not be started. The lease is free, the file still lies in `processing/`:
-    /// [`fail_unstarted`](crate::fail_unstarted) moves it on.
+    /// [`settle_unstarted`](crate::settle_unstarted) moves it on.
     #[error("start the worker {} for task {}: {source}", worker.display(), spec.name)]
     NotStarted {
         /// The task file.

@@ -17,5 +17,5 @@ mod worker_args;
 pub use containment::{Containment, Tier};
 pub use error::ExecError;
 pub use launch::{COOKIE_VARIABLE, Launch, Running, find_worker, spawn};
-pub use settle::{fail_unstarted, finish, settle};
+pub use settle::{fail_unstarted, finish, settle, settle_unstarted};
 pub use worker_args::{WorkerArgs, WorkerArgsError};

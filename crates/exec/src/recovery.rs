@@ -142,8 +142,10 @@ fn take_back(
     Ok(Some((held, record, false)))
 }
 
-/// Whether an attempt that was lost with its agent counts against the task.
-fn lost_outcome(name: &FileName, spec: &TaskSpec, uncharged: u32, why: &str) -> Outcome {
+/// The outcome of an attempt that was lost with what it needed (its agent, its GPU, its model's
+/// runtime): [`Outcome::Lost`], or a failure where the task allows no second run or was lost more
+/// than `uncharged` times.
+pub fn lost_outcome(name: &FileName, spec: &TaskSpec, uncharged: u32, why: &str) -> Outcome {
     let lost_so_far = name.attempt.saturating_sub(name.charged);
     // The agent's own tasks are repeatable by nature.
     if spec.retries == 0 && spec.class != Class::Meta {
@@ -156,7 +158,7 @@ fn lost_outcome(name: &FileName, spec: &TaskSpec, uncharged: u32, why: &str) -> 
         return Outcome::Failed {
             kind: FailureKind::WorkerLost,
             reason: format!(
-                "{why}; {lost_so_far} attempts of this task ended with their agent (limit {uncharged}), so this one counts against its retries"
+                "{why}; {lost_so_far} attempts of this task ended with their agent or its device (limit {uncharged}), so this one counts against its retries"
             ),
         };
     }

@@ -107,16 +107,27 @@ pub fn fail_unstarted(
     reason: &str,
     durability: Durability,
 ) -> Result<AttemptRecord, ExecError> {
+    let outcome = Outcome::Failed {
+        kind,
+        reason: reason.to_owned(),
+    };
+    settle_unstarted(rig, agent, name, outcome, durability)
+}
+
+/// As [`fail_unstarted`], with any outcome: [`Outcome::Lost`] gives the task back uncharged.
+pub fn settle_unstarted(
+    rig: &Rig,
+    agent: &str,
+    name: &FileName,
+    outcome: Outcome,
+    durability: Durability,
+) -> Result<AttemptRecord, ExecError> {
     let path = rig.path(Place::Processing(agent), name);
     let Some(held) = open(rig, agent, name, LOCK_PATIENCE)? else {
         return Err(ExecError::NotOurs {
             path,
             why: "it went to quarantine".to_owned(),
         });
-    };
-    let outcome = Outcome::Failed {
-        kind,
-        reason: reason.to_owned(),
     };
     let record = unstarted_record(agent, name, &held.spec, outcome);
     records::replace(rig, &record)?;

@@ -84,9 +84,11 @@ impl Counts {
     }
 }
 
-/// The rig's directory cannot be used: nothing is claimed until `until`.
+/// The rig's directory cannot be used, or no worker started: nothing is claimed until `until`.
 #[derive(Debug)]
 pub(crate) struct Trouble {
+    /// No worker could be started, so only a start shows that it is over.
+    starting: bool,
     reason: String,
     pub(crate) until: Instant,
     wait: Duration,
@@ -124,8 +126,12 @@ pub(crate) struct Agent {
 
     pub(crate) decision: Decision,
     pub(crate) idle_verdict: Option<Verdict>,
+    /// What the first queued task needs that is refused for want of a model.
+    pub(crate) wanted_model: Option<String>,
     pub(crate) preferred: &'static [Class],
     pub(crate) draining: Option<String>,
+    /// An operator wants it empty; unlike `draining` it does not end, and can be undone.
+    pub(crate) drained: Option<String>,
     pub(crate) paused: Option<String>,
     pub(crate) quarantine: Option<String>,
     pub(crate) trouble: Option<Trouble>,
@@ -347,7 +353,7 @@ impl Agent {
             return;
         }
         let Some(verdict) = self.idle() else { return };
-        let model = self.default_model.as_deref();
+        let model = self.wanted_model.as_deref();
         let remedy = match (verdict.code, model) {
             (Refusal::ModelNotLoaded, Some(model)) => {
                 Some(format!("rigor load {} {model}", self.name))
@@ -368,7 +374,8 @@ impl Agent {
             Some(self.beat_due(now)),
             self.device.as_ref().and_then(|device| device.sample_at),
             // What is due already was looked at just now, and waits for something else.
-            self.queues.due(now),
+            // In trouble nothing is looked at until it is over.
+            self.queues.due(now).filter(|_| self.trouble.is_none()),
             self.queues.reserve_due().filter(|at| *at > now),
             self.trouble
                 .as_ref()
@@ -390,7 +397,7 @@ impl Agent {
                 detail: detail.to_owned(),
             })
         };
-        if let Some(reason) = &self.draining {
+        if let Some(reason) = self.draining.as_ref().or(self.drained.as_ref()) {
             return (Health::Draining, because(Refusal::Draining, reason));
         }
         if let Some(reason) = &self.quarantine {
@@ -413,6 +420,15 @@ impl Agent {
 
     /// Claims nothing for a while: the rig's directory cannot be read or written.
     pub(crate) fn in_trouble(&mut self, reason: &str) {
+        self.pause_claims(reason, false);
+    }
+
+    /// Claims nothing for a while: workers cannot be started.
+    pub(crate) fn cannot_start(&mut self, reason: &str) {
+        self.pause_claims(reason, true);
+    }
+
+    fn pause_claims(&mut self, reason: &str, starting: bool) {
         let now = Instant::now();
         let before = self.trouble.take();
         let wait = match &before {
@@ -435,7 +451,9 @@ impl Agent {
             code: Refusal::Backoff,
             detail: reason.to_owned(),
         });
+        let starting = starting || before.is_some_and(|trouble| trouble.starting);
         self.trouble = Some(Trouble {
+            starting,
             reason: reason.to_owned(),
             until: now + wait,
             wait,
@@ -444,8 +462,17 @@ impl Agent {
 
     /// What failed works again, and nothing waits for it any more.
     pub(crate) fn trouble_over(&mut self) {
-        if !self.has_unfinished() && self.trouble.take().is_some() {
+        let starting = self.trouble.as_ref().is_some_and(|it| it.starting);
+        if !starting && !self.has_unfinished() && self.trouble.take().is_some() {
             tracing::info!("Claiming again: what failed works");
+        }
+    }
+
+    /// A worker was started.
+    pub(crate) fn worker_started(&mut self) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.starting = false;
+            self.trouble_over();
         }
     }
 

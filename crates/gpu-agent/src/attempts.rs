@@ -1,9 +1,11 @@
 //! Attempts: workers started, watched and settled.
 
+use std::io::ErrorKind;
 use std::process::ExitStatus;
 use std::time::Instant;
 
-use rigor_exec::{ExecError, Launch, Running, fail_unstarted, settle, spawn};
+use rigor_exec::recovery::lost_outcome;
+use rigor_exec::{ExecError, Launch, Running, settle, settle_unstarted, spawn};
 use rigor_queue::claim::Held;
 use rigor_queue::lane::Lane;
 use rigor_queue::name::FileName;
@@ -23,7 +25,11 @@ pub(crate) struct Attempt {
     lease: Option<String>,
     /// The GPU was read while it ran.
     sampled: bool,
-    /// It was ended because its GPU is gone, which is not its fault.
+    /// Each of these readings told the memory of every process on the GPU.
+    attributed: bool,
+    /// Another lease was there for a while, so what the whole GPU used does not tell its part.
+    shared: bool,
+    /// Its GPU or its model's runtime is gone: if it fails, that is not its fault.
     lost: Option<String>,
 }
 
@@ -34,7 +40,7 @@ pub(crate) struct Attempts {
     /// The worker has exited, but its record cannot be written or its tree not be killed yet.
     unsettled: Vec<(Attempt, ExitStatus)>,
     /// No worker could be started, and the record of that cannot be written yet.
-    unstarted: Vec<(FileName, String)>,
+    unstarted: Vec<(FileName, Outcome)>,
     /// Recorded, but the record is not durable or the task not moved yet.
     unfinished: Vec<Job>,
 }
@@ -104,7 +110,7 @@ impl Agent {
                 // The lease goes first: the move takes the lock again.
                 drop(held);
                 self.give_back_memory(lease.as_deref());
-                return self.not_started(name, reason);
+                return self.not_started(name, setup_failure(reason));
             }
         };
         let launched = spawn(Launch {
@@ -119,10 +125,13 @@ impl Agent {
         });
         match launched {
             Ok(running) => {
+                self.worker_started();
                 let attempt = Attempt {
                     running,
                     lease,
                     sampled: false,
+                    attributed: true,
+                    shared: false,
                     lost: None,
                 };
                 tracing::info!(
@@ -137,10 +146,18 @@ impl Agent {
                     device.request_at(Instant::now() + SAMPLE_FIRST);
                 }
                 self.attempts.running.push(attempt);
+                self.note_sharing();
+            }
+            Err(ExecError::NotStarted { worker, source, .. }) if !is_of_the_task(&source) => {
+                self.give_back_memory(lease.as_deref());
+                // Any other task would fare alike: this one goes back, and none follows for a while.
+                let reason = format!("start the worker {}: {source}", worker.display());
+                self.cannot_start(&reason);
+                self.not_started(name, Outcome::Lost { reason });
             }
             Err(error) => {
                 self.give_back_memory(lease.as_deref());
-                self.not_started(name, error.to_string());
+                self.not_started(name, setup_failure(error.to_string()));
             }
         }
     }
@@ -182,23 +199,26 @@ impl Agent {
         Ok(env)
     }
 
-    fn not_started(&mut self, name: FileName, reason: String) {
+    fn not_started(&mut self, name: FileName, outcome: Outcome) {
+        let reason = outcome.reason().unwrap_or_default();
         tracing::warn!(task = %name.id, "Task {} could not be started: {reason}", name.id.short());
-        let failed = fail_unstarted(
+        let settled = settle_unstarted(
             &self.rig,
             &self.name,
             &name,
-            FailureKind::Setup,
-            &reason,
+            outcome.clone(),
             self.durability,
         );
-        match failed {
+        match settled {
+            Ok(record) if matches!(record.outcome, Outcome::Lost { .. }) => {
+                tracing::info!(task = %name.id, "Task {} is back in the queue", name.id.short());
+            }
             Ok(_) => self.counts.add_failed(),
             Err(error @ ExecError::NotOurs { .. }) => {
                 tracing::warn!(task = %name.id, "Fenced: {error}");
             }
             Err(error) => {
-                self.attempts.unstarted.push((name, reason));
+                self.attempts.unstarted.push((name, outcome));
                 self.in_trouble(&error.to_string());
             }
         }
@@ -245,9 +265,9 @@ impl Agent {
             }
         };
         if let (Some(reason), Outcome::Failed { .. }) = (&attempt.lost, &record.outcome) {
-            record.outcome = Outcome::Lost {
-                reason: reason.clone(),
-            };
+            let uncharged = self.config.limits.uncharged_attempts;
+            let running = &attempt.running;
+            record.outcome = lost_outcome(&running.name, &running.spec, uncharged, reason);
             if let Err(error) = records::replace(&self.rig, &record) {
                 self.attempts.unsettled.push((attempt, status));
                 return self.in_trouble(&error.to_string());
@@ -289,14 +309,16 @@ impl Agent {
         });
     }
 
-    /// The most memory of the GPU that it was seen to use; 0 where it was looked at and had none.
+    /// The most memory of the GPU that it was seen to use; 0 where it was looked at and surely had
+    /// none.
     fn peak_of(&self, attempt: &Attempt) -> Option<u64> {
         let (device, lease) = (self.device.as_ref()?, attempt.lease.as_deref()?);
         let seen = device
             .ledger
             .measured(lease)
             .map(|measured| measured.peak_mb);
-        seen.or(attempt.sampled.then_some(0))
+        let told = attempt.sampled && (attempt.attributed || !attempt.shared);
+        seen.or(told.then_some(0))
     }
 
     fn give_back_memory(&mut self, lease: Option<&str>) {
@@ -307,12 +329,40 @@ impl Agent {
 
     /// A reading came in: whoever runs on the GPU was seen.
     pub(crate) fn note_sample(&mut self, sample: &Sample) {
+        // A list without anybody is also what a driver gives that does not tell.
+        let processes = &sample.reading.processes;
+        let attributed =
+            !processes.is_empty() && processes.iter().all(|process| process.used_mb.is_some());
         for attempt in &mut self.attempts.running {
             // Before its first process is there a worker is only about to start.
             let stem = attempt.running.name.attempt_stem();
-            attempt.sampled |= attempt.lease.is_some()
+            if attempt.lease.is_some()
                 && (sample.owners.values().any(|owner| *owner == stem)
-                    || attempt.running.started.elapsed() >= SAMPLE_FIRST);
+                    || attempt.running.started.elapsed() >= SAMPLE_FIRST)
+            {
+                attempt.sampled = true;
+                attempt.attributed &= attributed;
+            }
+        }
+    }
+
+    /// Leases have changed: whoever has company now cannot be measured by the whole GPU any more.
+    pub(crate) fn note_sharing(&mut self) {
+        let leases = self.device.as_ref().map(|it| it.ledger.leases().count());
+        if leases.is_some_and(|count| count > 1) {
+            for attempt in &mut self.attempts.running {
+                attempt.shared = true;
+            }
+        }
+    }
+
+    /// The model's runtime is gone: the llm tasks that run see their requests fail and end by
+    /// themselves, and go elsewhere without being charged.
+    pub(crate) fn lose_llm_attempts(&mut self, reason: &str) {
+        for attempt in &mut self.attempts.running {
+            if attempt.class() == Class::Llm {
+                attempt.lost.get_or_insert_with(|| reason.to_owned());
+            }
         }
     }
 
@@ -400,11 +450,26 @@ impl Agent {
         for (attempt, status) in std::mem::take(&mut self.attempts.unsettled) {
             self.settle_attempt(attempt, status);
         }
-        for (name, reason) in std::mem::take(&mut self.attempts.unstarted) {
-            self.not_started(name, reason);
+        for (name, outcome) in std::mem::take(&mut self.attempts.unstarted) {
+            self.not_started(name, outcome);
         }
         for job in std::mem::take(&mut self.attempts.unfinished) {
             self.committer.finish(job);
         }
     }
+}
+
+fn setup_failure(reason: String) -> Outcome {
+    Outcome::Failed {
+        kind: FailureKind::Setup,
+        reason,
+    }
+}
+
+/// Whether a worker did not start for what its task puts into the environment: too long, or a NUL.
+fn is_of_the_task(source: &std::io::Error) -> bool {
+    matches!(
+        source.kind(),
+        ErrorKind::ArgumentListTooLong | ErrorKind::InvalidInput
+    )
 }

@@ -1,5 +1,6 @@
 //! The claim loop: what is queued, what may be admitted, lock, recheck, rename, start.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rigor_policy::admission::{self, AgentState, LlmState, Needs, Running, Slots, VramNeed};
@@ -29,7 +30,16 @@ enum Round {
 #[derive(Debug, Default)]
 struct Tried {
     lost: usize,
+    /// The classes of those.
+    classes: BTreeSet<Class>,
     claimed: usize,
+}
+
+impl Tried {
+    fn lose(&mut self, class: Class) {
+        self.lost += 1;
+        self.classes.insert(class);
+    }
 }
 
 impl Agent {
@@ -57,7 +67,7 @@ impl Agent {
                 }
             }
         }
-        self.say_nothing_claimed(tried.lost, tried.claimed);
+        self.say_nothing_claimed(&tried);
     }
 
     fn claim_next(&mut self, tried: &mut Tried) -> Result<Round, QueueError> {
@@ -69,6 +79,7 @@ impl Agent {
             .map(|listed| listed.candidate.clone())
             .collect();
         let decision = admission::decide(&state, &candidates);
+        self.wanted_model = self.wanted_model(&listed, &decision.refusals);
         self.queues.note_refusals(&listed, &decision.refusals, now);
         let admitted = decision.admit.map(|at| &listed[at]);
         self.idle_verdict = decision.idle(&state);
@@ -81,6 +92,18 @@ impl Agent {
         };
         self.try_claim(class, name, &needs, tried)?;
         Ok(Round::Again)
+    }
+
+    /// The model of the first candidate that is refused for want of one.
+    fn wanted_model(&self, listed: &[Listed], refusals: &[Option<Refusal>]) -> Option<String> {
+        listed.iter().zip(refusals).find_map(|(listed, refusal)| {
+            match (&listed.candidate.needs, refusal) {
+                (Needs::Llm { model, .. }, Some(Refusal::ModelNotLoaded)) => {
+                    model.clone().or_else(|| self.default_model.clone())
+                }
+                _ => None,
+            }
+        })
     }
 
     fn list_candidates(&mut self, now: Instant) -> Result<Vec<Listed>, QueueError> {
@@ -109,13 +132,13 @@ impl Agent {
             claim::Candidate::LostRace => {
                 tracing::debug!(task = %name.id, "Lost race: {short} (claimed by another worker)");
                 self.queues.index(class).remove(&name);
-                tried.lost += 1;
+                tried.lose(class);
                 return Ok(());
             }
             claim::Candidate::LockBusy => {
                 tracing::debug!(task = %name.id, "Lock busy: {short} (another worker has it)");
                 self.queues.index(class).defer(&name, Instant::now());
-                tried.lost += 1;
+                tried.lose(class);
                 return Ok(());
             }
             claim::Candidate::Quarantined { reason } => {
@@ -159,7 +182,7 @@ impl Agent {
         let Some(held) = claimed else {
             self.give_back(lease.as_deref());
             tracing::debug!(task = %name.id, "Lost race: {short} (claimed by another worker)");
-            tried.lost += 1;
+            tried.lose(class);
             return Ok(());
         };
         if !durable && self.durability.syncs() && self.claims_sync_at.is_none() {
@@ -216,6 +239,7 @@ impl Agent {
             VramNeed::Alone => None,
         };
         device.ledger.lease(&id, rigor_gpu::Need { mb })?;
+        self.note_sharing();
         Ok(Some(id))
     }
 
@@ -318,18 +342,18 @@ impl Agent {
         }
     }
 
-    fn say_nothing_claimed(&mut self, lost: usize, claimed: usize) {
-        if claimed > 0 {
+    fn say_nothing_claimed(&mut self, tried: &Tried) {
+        if tried.claimed > 0 {
             self.lines.reset();
         }
         let counts = self.queues.counts();
-        let total = self.queues.total();
         let queue = crate::lines::queue_words(&counts);
         let now = Instant::now();
-        if lost > 0 && claimed == 0 && total > 0 {
-            let classes: Vec<&str> = counts.iter().map(|(class, _)| class.as_str()).collect();
+        if tried.lost > 0 && tried.claimed == 0 {
+            let classes: Vec<&str> = tried.classes.iter().map(|class| class.as_str()).collect();
             let text = format!(
-                "Claim attempt: {total} tasks available in [{}], all claimed by others",
+                "Claim attempt: {} tasks available in [{}], all claimed by others",
+                tried.lost,
                 classes.join(", ")
             );
             return self.lines.nothing(Refusal::LostRace, &text, now);

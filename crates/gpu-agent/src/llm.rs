@@ -47,10 +47,25 @@ struct Duty {
 #[derive(Debug)]
 enum Phase {
     Cold,
-    Loading { model: String, duty: Duty },
+    Loading {
+        model: String,
+        duty: Duty,
+    },
     Hot(Served),
-    Draining { model: String, duty: Duty },
-    Unloading { model: String, duty: Option<Duty> },
+    Draining {
+        model: String,
+        duty: Duty,
+    },
+    Unloading {
+        model: String,
+        duty: Option<Duty>,
+    },
+    /// The runtime ended by itself; its host is removing what it left. The duty is an unload that
+    /// waited for llm tasks to end.
+    Ended {
+        model: String,
+        duty: Option<Duty>,
+    },
 }
 
 #[derive(Debug)]
@@ -85,13 +100,17 @@ impl Llm {
             Phase::Cold
             | Phase::Loading { .. }
             | Phase::Draining { .. }
-            | Phase::Unloading { .. } => None,
+            | Phase::Unloading { .. }
+            | Phase::Ended { .. } => None,
         }
     }
 
     pub(crate) fn is_busy(&self) -> bool {
         match self.phase {
-            Phase::Loading { .. } | Phase::Draining { .. } | Phase::Unloading { .. } => true,
+            Phase::Loading { .. }
+            | Phase::Draining { .. }
+            | Phase::Unloading { .. }
+            | Phase::Ended { .. } => true,
             Phase::Cold | Phase::Hot(_) => false,
         }
     }
@@ -119,7 +138,7 @@ impl Llm {
             Phase::Draining { model, .. } => LlmState::Draining {
                 model: model.clone(),
             },
-            Phase::Unloading { model, .. } => LlmState::Unloading {
+            Phase::Unloading { model, .. } | Phase::Ended { model, .. } => LlmState::Unloading {
                 model: model.clone(),
             },
         }
@@ -176,7 +195,7 @@ impl Llm {
             Phase::Draining { model, .. } => LlmBeat::Draining {
                 model: model.clone(),
             },
-            Phase::Unloading { model, .. } => LlmBeat::Unloading {
+            Phase::Unloading { model, .. } | Phase::Ended { model, .. } => LlmBeat::Unloading {
                 model: model.clone(),
             },
         }
@@ -387,9 +406,17 @@ impl Agent {
             // Told by the answers to what was asked.
             RuntimeEvent::Ready(_) | RuntimeEvent::Failed { .. } | RuntimeEvent::Unloaded(_) => {}
             RuntimeEvent::Stuck { model, cause } => {
-                self.quarantine_gpu(&format!(
-                    "the runtime of {model} cannot be removed: {cause}"
-                ));
+                let reason = format!("the runtime of {model} cannot be removed: {cause}");
+                self.quarantine_gpu(&reason);
+                let outcome = Outcome::Failed {
+                    kind: FailureKind::LoadFailed,
+                    reason,
+                };
+                self.runtime_removed(outcome);
+            }
+            RuntimeEvent::Removed { model } => {
+                tracing::info!(model = %model, "{} is now COLD", self.name);
+                self.runtime_removed(Outcome::Succeeded);
             }
             RuntimeEvent::Exited {
                 model,
@@ -399,21 +426,37 @@ impl Agent {
                 let wait = self.llm.failed(&model, &format!("{cause} ({status})"));
                 tracing::error!(
                     model = %model,
-                    "The runtime of {model} ended by itself: {cause} ({status}); {} is COLD, not loaded again for {}s",
+                    "The runtime of {model} ended by itself: {cause} ({status}); {} removes what it left, and does not load it again for {}s",
                     self.name,
                     wait.as_secs()
                 );
+                self.lose_llm_attempts(&format!("the runtime of {model} ended by itself: {cause}"));
+                self.llm.phase = match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
+                    Phase::Hot(_) => Phase::Ended { model, duty: None },
+                    Phase::Draining { duty, .. } => Phase::Ended {
+                        model,
+                        duty: Some(duty),
+                    },
+                    // An unload that was asked for meanwhile is answered when this is over.
+                    other @ (Phase::Cold
+                    | Phase::Loading { .. }
+                    | Phase::Unloading { .. }
+                    | Phase::Ended { .. }) => other,
+                };
+            }
+        }
+    }
+
+    /// The host is done with what a runtime left that ended by itself.
+    fn runtime_removed(&mut self, outcome: Outcome) {
+        match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
+            Phase::Ended { duty, .. } => {
                 self.release_model_memory();
-                // llm tasks that run see their requests fail and end by themselves.
-                match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
-                    // What was to be unloaded is gone.
-                    Phase::Draining { duty, .. } => self.end_duty(duty, Outcome::Succeeded, None),
-                    Phase::Hot(_) | Phase::Cold => {}
-                    other @ (Phase::Loading { .. } | Phase::Unloading { .. }) => {
-                        self.llm.phase = other;
-                    }
+                if let Some(duty) = duty {
+                    self.end_duty(duty, outcome, None);
                 }
             }
+            other => self.llm.phase = other,
         }
     }
 
@@ -432,7 +475,7 @@ impl Agent {
     pub(crate) fn abandon_duty(&mut self) {
         let duty = match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
             Phase::Loading { duty, .. } | Phase::Draining { duty, .. } => Some(duty),
-            Phase::Unloading { duty, .. } => duty,
+            Phase::Unloading { duty, .. } | Phase::Ended { duty, .. } => duty,
             Phase::Cold | Phase::Hot(_) => None,
         };
         if let Some(duty) = duty {

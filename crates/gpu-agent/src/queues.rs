@@ -31,6 +31,8 @@ pub(crate) struct Queues {
     shapes: HashMap<(Class, Shape), ShapeInfo>,
     /// Since when a shape has been refused for lack of room alone.
     passed_over: HashMap<(Class, Shape), Instant>,
+    /// When candidates were last listed: what has become due since is still to be looked at.
+    listed: Option<Instant>,
 }
 
 /// What a task of a shape says of its needs.
@@ -164,11 +166,13 @@ impl Queues {
 
     /// When a file that another held is to be looked at again.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        self.indexes
+        let since = self.listed.unwrap_or(now);
+        let due = self
+            .indexes
             .values()
-            .filter_map(Index::due)
-            .map(|due| due.max(now + BUSY_APART))
-            .min()
+            .filter_map(|index| index.due(since))
+            .min()?;
+        Some(due.max(now + BUSY_APART))
     }
 
     /// The candidates in claim order. A shape that is seen for the first time is read from its
@@ -181,6 +185,7 @@ impl Queues {
     ) -> Result<Vec<Listed>> {
         let mut listed: Vec<Listed> = Vec::new();
         let mut contended: Vec<Listed> = Vec::new();
+        self.listed = Some(now);
         for class in CLASSES {
             let mut seen = 0;
             for (shape, count, first) in self.index(class).shapes(now) {

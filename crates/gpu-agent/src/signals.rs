@@ -39,17 +39,14 @@ impl Agent {
             Ok(signals) => signals,
             Err(error) => return tracing::warn!("Cannot read signals: {error}"),
         };
-        let (mut paused, mut level) = (None, None);
+        let (mut paused, mut drained, mut level) = (None, None, None);
         for (signal, content) in signals {
             let note = serde_json::from_str::<Note>(&content).unwrap_or_default();
             let reason = note.reason.unwrap_or_else(|| "by the operator".to_owned());
             match signal.as_str() {
                 "pause" => paused = Some(format!("paused {reason}")),
                 "log-level" => level = self.wanted_level(&content),
-                "drain" => {
-                    self.consume(&signal);
-                    self.begin_drain(&format!("drained {reason}"));
-                }
+                "drain" => drained = Some(format!("drained {reason}")),
                 "stop" => {
                     self.consume(&signal);
                     self.begin_drain(&format!("stopped {reason}"));
@@ -67,6 +64,13 @@ impl Agent {
                 None => tracing::info!("Claiming again: resumed"),
             }
             self.paused = paused;
+        }
+        if drained != self.drained {
+            match &drained {
+                Some(reason) => tracing::info!("Taking nothing more: {reason}"),
+                None => tracing::info!("Claiming again: no longer drained"),
+            }
+            self.drained = drained;
         }
         self.apply_level(level);
     }

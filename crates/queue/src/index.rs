@@ -132,9 +132,14 @@ impl Index {
         busy.until = now + busy.wait;
     }
 
-    /// When the next busy candidate is due.
-    pub fn due(&self) -> Option<Instant> {
-        self.busy.values().map(|busy| busy.until).min()
+    /// When the next busy candidate is due, after `now`: one that is due already is looked at
+    /// whenever its shape is.
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        self.busy
+            .values()
+            .map(|busy| busy.until)
+            .filter(|until| *until > now)
+            .min()
     }
 
     fn is_busy(&self, id: TaskId, now: Instant) -> bool {
@@ -160,15 +165,16 @@ mod tests {
         let start = Instant::now();
         index.defer(&name(1, 7), start);
         assert_eq!(index.first(Shape(7), start), Some(name(2, 7)));
-        assert_eq!(index.due(), Some(start + BUSY_FIRST));
+        assert_eq!(index.due(start), Some(start + BUSY_FIRST));
         let later = start + BUSY_FIRST;
+        assert_eq!(index.due(later), None, "it is due");
         assert_eq!(index.first(Shape(7), later), Some(name(1, 7)));
         for _ in 0..10 {
             index.defer(&name(1, 7), later);
         }
-        assert_eq!(index.due(), Some(later + BUSY_MOST));
+        assert_eq!(index.due(later), Some(later + BUSY_MOST));
         index.remove(&name(1, 7));
-        assert_eq!(index.due(), None);
+        assert_eq!(index.due(later), None);
     }
 
     proptest! {

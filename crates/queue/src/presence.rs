@@ -154,7 +154,7 @@ fn heartbeat_path(rig: &Rig, name: &str) -> PathBuf {
 
 /// A file in `signals/<agent>/`: its name is the signal. Content, where there is any, is JSON.
 ///
-/// To an agent: `stop`, `drain`, `pause` (held while the file is there), `<id>.aN.abort`,
+/// To an agent: `stop`, `pause` and `drain` (in force while the file is there), `<id>.aN.abort`,
 /// `<id>.aN.kill`. To the brain: `<batch>.cancel`, `<batch>.hold`, `<batch>.release`,
 /// `<batch>.retry`, `<id>.cancel`, `<id>.retry`.
 pub fn send(rig: &Rig, to: &str, signal: &str, content: &str) -> Result<()> {

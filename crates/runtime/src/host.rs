@@ -93,7 +93,8 @@ pub enum RuntimeEvent {
         /// For people.
         cause: String,
     },
-    /// The runtime ended by itself while it was to serve.
+    /// The runtime ended by itself while it was to serve. What it left is being removed:
+    /// [`RuntimeEvent::Removed`] or [`RuntimeEvent::Stuck`] follows.
     Exited {
         /// The model's id.
         model: String,
@@ -101,6 +102,11 @@ pub enum RuntimeEvent {
         status: String,
         /// Its own words.
         cause: String,
+    },
+    /// Nothing is left of a runtime that ended by itself, in VRAM neither.
+    Removed {
+        /// The model's id.
+        model: String,
     },
     /// An unload is complete.
     Unloaded(Unloaded),

@@ -285,6 +285,12 @@ impl Supervisor {
     async fn exited(&mut self, status: std::io::Result<ExitStatus>) {
         let cause = self.cause_in_log().await;
         let model = self.state.borrow().model().unwrap_or_default().to_owned();
+        // Told first: removing its leftovers may take long, and nothing serves meanwhile.
+        self.tell(RuntimeEvent::Exited {
+            model: model.clone(),
+            status: shown(status),
+            cause,
+        });
         let stopped = self.stop().await;
         let at_ms = self.now_ms();
         self.expect(if stopped.is_ok() {
@@ -292,17 +298,13 @@ impl Supervisor {
         } else {
             Event::Stuck { at_ms }
         });
-        self.tell(RuntimeEvent::Exited {
-            model: model.clone(),
-            status: shown(status),
-            cause,
-        });
-        if let Err(error) = stopped {
-            self.tell(RuntimeEvent::Stuck {
+        self.tell(match stopped {
+            Ok(_) => RuntimeEvent::Removed { model },
+            Err(error) => RuntimeEvent::Stuck {
                 model,
                 cause: error.to_string(),
-            });
-        }
+            },
+        });
     }
 
     /// `Ok(true)` when it had to be killed. On an error `self.running` stays, for another try.

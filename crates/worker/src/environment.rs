@@ -11,6 +11,23 @@ use rigor_queue::task::TaskSpec;
 
 use crate::outcome::Failure;
 
+/// What tells whose a process is and what it may use: a task that could set these would escape its
+/// containment, see a GPU that is another's, or mistake itself for another task.
+const RESERVED: [&str; 12] = [
+    rigor_exec::COOKIE_VARIABLE,
+    "CUDA_VISIBLE_DEVICES",
+    "RIGOR_AGENT",
+    "RIGOR_ATTEMPT",
+    "RIGOR_BATCH_DIR",
+    "RIGOR_BATCH_ID",
+    "RIGOR_ITEM",
+    "RIGOR_LLM_KIND",
+    "RIGOR_LLM_MODEL",
+    "RIGOR_LLM_URL",
+    "RIGOR_PLAN_DIR",
+    "RIGOR_TASK_ID",
+];
+
 /// How a command is to be started.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
@@ -45,10 +62,12 @@ pub(crate) fn of(spec: &TaskSpec) -> Result<Environment, Failure> {
         for (name, value) in variables(&text)
             .map_err(|why| Failure::setup(format!("env_file {}: {why}", path.display())))?
         {
+            refuse_reserved(&name, &path.display().to_string())?;
             environment.set.insert(name, value.into());
         }
     }
     for (name, value) in &spec.env {
+        refuse_reserved(name, "env")?;
         environment.set.insert(name.clone(), value.into());
     }
     if let Some(venv) = &spec.venv {
@@ -58,6 +77,15 @@ pub(crate) fn of(spec: &TaskSpec) -> Result<Environment, Failure> {
         use_conda(&mut environment, &spec.plan_dir, conda)?;
     }
     Ok(environment)
+}
+
+fn refuse_reserved(name: &str, by: &str) -> Result<(), Failure> {
+    if RESERVED.contains(&name) {
+        return Err(Failure::setup(format!(
+            "{by} sets {name}, which only the agent sets; take it out or use another name"
+        )));
+    }
+    Ok(())
 }
 
 fn directory(spec: &TaskSpec) -> Result<PathBuf, Failure> {
@@ -79,7 +107,7 @@ fn directory(spec: &TaskSpec) -> Result<PathBuf, Failure> {
 }
 
 /// `NAME=value` lines; `#` starts a comment line, `export` may stand before, quotes around a whole
-/// value are taken off. Nothing is expanded.
+/// value are taken off. Nothing is expanded. An error quotes no line: these files hold secrets.
 fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut found = Vec::new();
     for (n, line) in text.lines().enumerate() {
@@ -88,12 +116,15 @@ fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
             continue;
         }
         let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
-        let bad = || format!("line {}: {line:?} is not NAME=value", n + 1);
+        let bad = || format!("line {} is not NAME=value", n + 1);
         let (name, value) = line.split_once('=').ok_or_else(bad)?;
         let name = name.trim_end();
         let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        if name.is_empty() || !name.bytes().all(word) || value.contains('\0') {
+        if name.is_empty() || !name.bytes().all(word) {
             return Err(bad());
+        }
+        if value.contains('\0') {
+            return Err(format!("line {}: {name} has a NUL in its value", n + 1));
         }
         let value = value.trim_start();
         let bare = ['"', '\'']
@@ -213,11 +244,16 @@ mod tests {
         for ((name, value), (n, v)) in found.iter().zip(expected) {
             assert_eq!((name.as_str(), value.as_str()), (n, v));
         }
-        assert!(
-            variables("A=1\nno variable")
-                .expect_err("refused")
-                .contains("line 2")
-        );
-        assert!(variables("A-B=1").is_err());
+    }
+
+    #[test]
+    fn a_bad_line_is_named_without_its_content() {
+        for (text, expected) in [
+            ("A=1\ns3cret", "line 2 is not NAME=value"),
+            ("A-s3cret=s3cret", "line 1 is not NAME=value"),
+            ("A=s3cret\0", "line 1: A has a NUL in its value"),
+        ] {
+            assert_eq!(variables(text).expect_err("refused"), expected);
+        }
     }
 }

@@ -1,8 +1,10 @@
 use std::fs;
+use std::path::Path;
 
 use rigor_queue::heartbeat::{Health, Refusal};
 use rigor_queue::presence;
 use rigor_queue::record::Outcome;
+use rigor_queue::records;
 use rigor_queue::rig::Place;
 use rigor_queue::task::Class;
 use rustix::process::Signal;
@@ -292,18 +294,43 @@ fn a_paused_agent_claims_nothing_until_it_is_resumed() {
 }
 
 #[test]
-fn the_drain_and_stop_signals_end_the_agent() {
-    for signal in ["drain", "stop"] {
-        let rig = TestRig::new(0, "");
-        let mut agent = rig.agent("cpu-1");
-        rig.wait_for_line("cpu-1", "Queue empty");
-        presence::send(&rig.rig, "cpu-1", signal, "").unwrap();
-        assert!(agent.ended().success(), "{signal}");
-        assert!(
-            presence::signals(&rig.rig, "cpu-1").unwrap().is_empty(),
-            "{signal}"
-        );
-    }
+fn the_stop_signal_ends_the_agent() {
+    let rig = TestRig::new(0, "");
+    let mut agent = rig.agent("cpu-1");
+    rig.wait_for_line("cpu-1", "Queue empty");
+    presence::send(&rig.rig, "cpu-1", "stop", "").unwrap();
+    assert!(agent.ended().success());
+    assert!(presence::signals(&rig.rig, "cpu-1").unwrap().is_empty());
+}
+
+#[test]
+fn a_drained_agent_takes_nothing_more_until_it_is_resumed_and_still_ends_in_order() {
+    let rig = TestRig::new(0, "");
+    let mut agent = rig.agent("cpu-1");
+    rig.run(Class::Cpu, "first", "sleep 1");
+    rig.wait_for_line("cpu-1", "Claimed cpu task");
+    presence::send(&rig.rig, "cpu-1", "drain", "").unwrap();
+    rig.wait("it is draining", || {
+        rig.heartbeat("cpu-1")
+            .is_some_and(|beat| beat.health == Health::Draining)
+    });
+    rig.run(Class::Cpu, "second", "true");
+    rig.wait("what ran is done", || rig.complete() == 1);
+    rig.wait("it says why", || {
+        rig.heartbeat("cpu-1")
+            .is_some_and(|beat| beat.idle.is_some_and(|it| it.code == Refusal::Draining))
+    });
+    assert_eq!(rig.count(Place::Queue(Class::Cpu)), 1);
+    presence::unsend(&rig.rig, "cpu-1", "drain").unwrap();
+    rig.wait("the next one runs", || rig.complete() == 2);
+    // An operator's drain is not a first SIGTERM: the first one still lets what runs end.
+    rig.run(Class::Cpu, "third", "sleep 1");
+    rig.wait("it runs", || rig.count(Place::Processing("cpu-1")) == 1);
+    presence::send(&rig.rig, "cpu-1", "drain", "").unwrap();
+    rig.wait_for_line("cpu-1", "Taking nothing more");
+    agent.terminate();
+    assert!(agent.ended().success());
+    assert_eq!(rig.complete(), 3);
 }
 
 #[test]
@@ -331,6 +358,52 @@ fn a_lane_that_cannot_be_written_is_named_and_tried_again_slowly() {
     let tries = log.matches("Attempting claim").count();
     assert!(tries <= 5, "{tries} tries: a hot loop");
     assert!(log.contains("INFO  Claiming again"), "{log}");
+}
+
+#[test]
+fn without_its_worker_an_agent_gives_tasks_back_and_pauses() {
+    let rig = TestRig::new(0, "");
+    let agent = Path::new(env!("CARGO_BIN_EXE_gpu-agent"));
+    // Only there are hard links to both sure to be possible.
+    let dir = tempfile::tempdir_in(agent.parent().unwrap()).unwrap();
+    let programs = ["gpu-agent", "worker"].map(|program| dir.path().join(program));
+    crate::rig::build_worker();
+    for program in &programs {
+        fs::hard_link(agent.with_file_name(program.file_name().unwrap()), program).unwrap();
+    }
+    let _agent = rig.start_program(&programs[0], "cpu-1", &[], &[]);
+    rig.wait_for_line("cpu-1", "Queue empty");
+    fs::remove_file(&programs[1]).unwrap();
+    let names: Vec<_> = (0..4)
+        .map(|n| rig.run(Class::Cpu, &format!("t_{n}"), "true"))
+        .collect();
+    rig.wait_for_line("cpu-1", "ERROR Claiming nothing: start the worker ");
+    rig.wait("it is unhealthy", || {
+        rig.heartbeat("cpu-1").is_some_and(|beat| {
+            beat.health == Health::Quarantined
+                && beat
+                    .health_reason
+                    .is_some_and(|why| why.contains("start the worker "))
+        })
+    });
+    // A second try fails too, and is followed by a longer wait.
+    rig.wait("the second try", || {
+        rig.log("cpu-1").matches("could not be started").count() >= 2
+    });
+    assert_eq!(rig.count(Place::Retry(BATCH)), 0);
+    let log = rig.log("cpu-1");
+    assert!(log.matches("Attempting claim").count() <= 4, "{log}");
+    let given_back: Vec<_> = names
+        .iter()
+        .filter_map(|name| records::read(&rig.rig, BATCH, name.id, name.attempt).unwrap())
+        .collect();
+    assert!(!given_back.is_empty());
+    for record in given_back {
+        assert!(matches!(record.outcome, Outcome::Lost { .. }), "{record:?}");
+    }
+    fs::hard_link(agent.with_file_name("worker"), &programs[1]).unwrap();
+    rig.wait("it goes on", || rig.complete() == 4);
+    assert!(rig.log("cpu-1").contains("INFO  Claiming again"));
 }
 
 #[test]

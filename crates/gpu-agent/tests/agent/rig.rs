@@ -155,9 +155,21 @@ impl TestRig {
     }
 
     pub(crate) fn start(&self, name: &str, args: &[&str], env: &[(&str, &str)]) -> Agent<'_> {
+        let program = Path::new(env!("CARGO_BIN_EXE_gpu-agent"));
+        self.start_program(program, name, args, env)
+    }
+
+    /// Starts that copy of the agent, which takes the worker beside it.
+    pub(crate) fn start_program(
+        &self,
+        program: &Path,
+        name: &str,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Agent<'_> {
         build_worker();
         let path = self.dir.path().join(format!("{name}.stderr"));
-        let child = Command::new(env!("CARGO_BIN_EXE_gpu-agent"))
+        let child = Command::new(program)
             .arg(name)
             .arg("--rig")
             .arg(self.root())
@@ -287,7 +299,7 @@ pub(crate) fn free_port() -> u16 {
 }
 
 /// Cargo builds the programs of this package for its tests; the worker is another's.
-fn build_worker() {
+pub(crate) fn build_worker() {
     let worker = Path::new(env!("CARGO_BIN_EXE_gpu-agent")).with_file_name("worker");
     if worker.exists() {
         return;

@@ -219,6 +219,7 @@ async fn a_runtime_that_dies_while_hot_is_reported() {
         (model.as_str(), status.as_str()),
         ("tiny-random", "signal: 9 (SIGKILL)")
     );
+    assert!(matches!(bed.event().await, RuntimeEvent::Removed { model } if model == "tiny-random"));
     assert!(matches!(
         bed.state(),
         State::Failed {

@@ -298,7 +298,7 @@ fn the_environment_is_what_the_plan_says() {
 #[test]
 fn what_cannot_be_set_up_is_named() {
     type Change = fn(&mut rigor_queue::task::TaskSpec);
-    let cases: [(Change, &str); 6] = [
+    let cases: [(Change, &str); 8] = [
         (
             |spec| spec.workdir = Some("nowhere".to_owned()),
             "/nowhere: No such file",
@@ -306,6 +306,19 @@ fn what_cannot_be_set_up_is_named() {
         (
             |spec| spec.env_file = Some("no.env".to_owned()),
             "/no.env: No such file",
+        ),
+        (
+            |spec| {
+                spec.env_file = Some("gpu.env".to_owned());
+            },
+            "/gpu.env sets CUDA_VISIBLE_DEVICES, which only the agent sets",
+        ),
+        (
+            |spec| {
+                spec.env
+                    .insert("RIGOR_COOKIE".to_owned(), "another's".to_owned());
+            },
+            "env sets RIGOR_COOKIE, which only the agent sets",
         ),
         (
             |spec| spec.venv = Some("no-venv".to_owned()),
@@ -330,6 +343,7 @@ fn what_cannot_be_set_up_is_named() {
     ];
     for (change, expected) in cases {
         let stage = Stage::new();
+        fs::write(stage.file("gpu.env"), "CUDA_VISIBLE_DEVICES=0\n").expect("write");
         let mut spec = stage.command("touch ran");
         change(&mut spec);
         let record = stage.run(&spec);

@@ -167,7 +167,7 @@ fn a_task_that_kills_its_agents_is_charged_in_the_end() {
     let (kind, reason) = failure(&record);
     assert_eq!(kind, FailureKind::WorkerLost);
     assert!(
-        reason.contains("3 attempts of this task ended with their agent (limit 2)"),
+        reason.contains("3 attempts of this task ended with their agent or its device (limit 2)"),
         "{reason}"
     );
 }

@@ -15,7 +15,7 @@ use rigor_policy::retry::{self, AfterFailure, FailedAttempt};
 use rigor_queue::claim::{self, Held, Moved, Opened};
 use rigor_queue::lane::{Lane, Move};
 use rigor_queue::name::{FileName, TaskId};
-use rigor_queue::record::{AttemptRecord, FailureKind, Outcome, Peaks};
+use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
 use rigor_queue::rig::{BRAIN, Place};
 use rigor_queue::task::{Class, TaskSpec, Work};
 use rigor_queue::{presence, records, submit};
@@ -494,26 +494,7 @@ impl Batch {
 
 /// A record of the brain's own making.
 pub(crate) fn record_of(spec: &TaskSpec, name: &FileName, outcome: Outcome) -> AttemptRecord {
-    AttemptRecord {
-        id: spec.id,
-        batch: spec.batch.clone(),
-        task: spec.task.clone(),
-        name: spec.name.clone(),
-        class: spec.class,
-        attempt: name.attempt,
-        agent: BRAIN.to_owned(),
-        nonce: None,
-        started: None,
-        ended: Timestamp::now(),
-        duration_ms: 0,
-        outcome,
-        exit_code: None,
-        signal: None,
-        peaks: Peaks::default(),
-        output_bytes: 0,
-        output_dropped: 0,
-        llm: None,
-    }
+    AttemptRecord::without_worker(BRAIN, name, spec, outcome)
 }
 
 fn instances_of(made: &[NewTask]) -> Vec<NewInstance> {

@@ -13,7 +13,7 @@ use rigor_queue::task::{Class, TaskSpec, Work};
 
 use crate::containment::Containment;
 use crate::error::ExecError;
-use crate::settle::{LOCK_PATIENCE, move_on, open, unstarted_record};
+use crate::settle::{LOCK_PATIENCE, move_on, open};
 
 /// How far a recovery goes.
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +136,7 @@ fn take_back(
         return Ok(Some((held, record, true)));
     }
     let outcome = lost_outcome(name, &held.spec, limits.uncharged_attempts, why);
-    let record = unstarted_record(agent, name, &held.spec, outcome);
+    let record = AttemptRecord::without_worker(agent, name, &held.spec, outcome);
     rig.prepare_batch(&held.spec.batch)?;
     records::replace(rig, &record)?;
     Ok(Some((held, record, false)))

@@ -5,15 +5,13 @@ use std::process::ExitStatus;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use rigor_queue::claim::{self, Held, Moved, Opened};
 use rigor_queue::lane::Lane;
 use rigor_queue::name::FileName;
-use rigor_queue::record::{AttemptRecord, FailureKind, Outcome, Peaks};
+use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
 use rigor_queue::records;
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::Durability;
-use rigor_queue::task::TaskSpec;
 
 use crate::containment::Containment;
 use crate::error::ExecError;
@@ -129,7 +127,7 @@ pub fn settle_unstarted(
             why: "it went to quarantine".to_owned(),
         });
     };
-    let record = unstarted_record(agent, name, &held.spec, outcome);
+    let record = AttemptRecord::without_worker(agent, name, &held.spec, outcome);
     records::replace(rig, &record)?;
     records::commit(
         rig,
@@ -192,35 +190,6 @@ pub(crate) fn move_on(rig: &Rig, held: Held, outcome: &Outcome) -> Result<Lane, 
     }
 }
 
-/// A record of an attempt of which no worker told anything.
-pub(crate) fn unstarted_record(
-    agent: &str,
-    name: &FileName,
-    spec: &TaskSpec,
-    outcome: Outcome,
-) -> AttemptRecord {
-    AttemptRecord {
-        id: spec.id,
-        batch: spec.batch.clone(),
-        task: spec.task.clone(),
-        name: spec.name.clone(),
-        class: spec.class,
-        attempt: name.attempt,
-        agent: agent.to_owned(),
-        nonce: None,
-        started: None,
-        ended: Timestamp::now(),
-        duration_ms: 0,
-        outcome,
-        exit_code: None,
-        signal: None,
-        peaks: Peaks::default(),
-        output_bytes: 0,
-        output_dropped: 0,
-        llm: None,
-    }
-}
-
 fn lost_record(agent: &str, running: &Running, status: ExitStatus) -> AttemptRecord {
     let after = format!("after {:.1}s", running.started.elapsed().as_secs_f64());
     let how = match (status.signal(), status.code()) {
@@ -256,6 +225,6 @@ fn lost_record(agent: &str, running: &Running, status: ExitStatus) -> AttemptRec
         nonce: Some(running.nonce.clone()),
         started: Some(running.started_at),
         duration_ms: running.started.elapsed().as_millis() as u64,
-        ..unstarted_record(agent, &running.name, &running.spec, outcome)
+        ..AttemptRecord::without_worker(agent, &running.name, &running.spec, outcome)
     }
 }

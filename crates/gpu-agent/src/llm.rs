@@ -496,29 +496,15 @@ impl Agent {
     }
 
     fn duty_record(&self, duty: &Duty, outcome: Outcome, vram_mb: Option<u64>) -> AttemptRecord {
-        let spec = &duty.held.spec;
+        let held = &duty.held;
         AttemptRecord {
-            id: spec.id,
-            batch: spec.batch.clone(),
-            task: spec.task.clone(),
-            name: spec.name.clone(),
-            class: spec.class,
-            attempt: duty.held.name.attempt,
-            agent: self.name.clone(),
-            nonce: None,
             started: Some(duty.began_at),
-            ended: Timestamp::now(),
             duration_ms: duty.began.elapsed().as_millis() as u64,
-            outcome,
-            exit_code: None,
-            signal: None,
             peaks: Peaks {
                 vram_mb,
                 ..Peaks::default()
             },
-            output_bytes: 0,
-            output_dropped: 0,
-            llm: None,
+            ..AttemptRecord::without_worker(&self.name, &held.name, &held.spec, outcome)
         }
     }
 

@@ -6,8 +6,8 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::name::TaskId;
-use crate::task::Class;
+use crate::name::{FileName, TaskId};
+use crate::task::{Class, TaskSpec};
 
 /// What one attempt did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +57,38 @@ pub struct AttemptRecord {
     /// What the model was asked, for a prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<LlmUse>,
+}
+
+impl AttemptRecord {
+    /// The record of an attempt that no worker ran, or that left none: what `agent` says of it,
+    /// ended now.
+    pub fn without_worker(
+        agent: &str,
+        name: &FileName,
+        spec: &TaskSpec,
+        outcome: Outcome,
+    ) -> AttemptRecord {
+        AttemptRecord {
+            id: spec.id,
+            batch: spec.batch.clone(),
+            task: spec.task.clone(),
+            name: spec.name.clone(),
+            class: spec.class,
+            attempt: name.attempt,
+            agent: agent.to_owned(),
+            nonce: None,
+            started: None,
+            ended: Timestamp::now(),
+            duration_ms: 0,
+            outcome,
+            exit_code: None,
+            signal: None,
+            peaks: Peaks::default(),
+            output_bytes: 0,
+            output_dropped: 0,
+            llm: None,
+        }
+    }
 }
 
 /// How an attempt ended.

@@ -12,7 +12,7 @@ use rigor_exec::{Containment, find_worker};
 use rigor_gpu::{Gpus, Limits};
 use rigor_policy::admission::Decision;
 use rigor_queue::QueueError;
-use rigor_queue::presence::{ComponentLock, Holder, Role};
+use rigor_queue::presence::{self, ComponentLock, Holder, Role};
 use rigor_queue::rig::{Place, Rig, is_safe_name};
 use rigor_queue::submit::Durability;
 use rigor_queue::watch::Watcher;
@@ -81,13 +81,15 @@ pub(crate) fn open(args: &Args) -> anyhow::Result<Opened> {
     })
 }
 
-/// Takes the agent's lock. A brain that recovers the agent's tasks is waited for.
+/// Takes the agent's lock. A brain that recovers the agent's tasks is waited for, and what an agent
+/// that was killed a moment ago has left of itself.
 fn take_lock(rig: &Rig, name: &str) -> anyhow::Result<ComponentLock> {
     let deadline = Instant::now() + RECOVERY_PATIENCE;
     loop {
         match ComponentLock::acquire(rig, name, Role::Running) {
             Err(QueueError::Held { .. })
-                if is_recovering(rig, name) && Instant::now() < deadline =>
+                if (is_recovering(rig, name) || presence::holder_is_gone(rig, name))
+                    && Instant::now() < deadline =>
             {
                 thread::sleep(RECOVERY_POLL);
             }

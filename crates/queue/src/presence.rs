@@ -88,6 +88,23 @@ impl ComponentLock {
     }
 }
 
+/// Whether the process that took the lock of `name` is dead although the lock is not free: a child
+/// that it was forking when it was killed has a copy of the descriptor until it execs or dies.
+/// Whoever starts in its place waits a moment instead of giving up.
+pub fn holder_is_gone(rig: &Rig, name: &str) -> bool {
+    let text = fs::read(rig.agent_dir(name).join("lock")).unwrap_or_default();
+    let Ok(holder) = serde_json::from_slice::<Holder>(&text) else {
+        return false;
+    };
+    match fs::read_to_string(format!("/proc/{}/stat", holder.pid)) {
+        // The state follows the name, which may hold anything but ends with the last bracket.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(_) => true,
+    }
+}
+
 /// Whether the process that last took the lock of `name` still lives, told without touching the
 /// lock: displays must not take locks. `None`: nobody ever took it.
 ///

@@ -258,6 +258,8 @@ fn an_unknown_name_is_answered_with_the_nearest() {
     assert!(said.contains("the nearest is \"gpu-1\""), "{said}");
     let mut cpu_only = rig.agent_with("host-9", &["--cpu-only"]);
     rig.wait_for_line("host-9", "GPU agent initialized: host-9 (no GPU)");
+    // From this line on it listens to signals.
+    rig.wait_for_line("host-9", "GPU agent host-9 starting");
     cpu_only.terminate();
     assert!(cpu_only.ended().success());
 }

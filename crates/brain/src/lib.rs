@@ -22,14 +22,13 @@ mod view;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use rigor_config::Config;
 use rigor_exec::Containment;
-use rigor_queue::QueueError;
-use rigor_queue::presence::{self, ComponentLock, Role};
+use rigor_queue::presence::ComponentLock;
 use rigor_queue::rig::{BRAIN, Rig};
 use rigor_queue::submit::{Durability, Sequence};
 use rigor_queue::watch::Watcher;
@@ -42,8 +41,6 @@ use crate::journal::Journal;
 
 /// How long a lock whose holder is dead may look taken.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two tries to take it.
-const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// The brain of a rig: turns submitted plans into tasks, releases them as dependencies are met,
 /// decides which GPU holds which LLM, retries, recovers what dead agents left, and reports.
@@ -76,7 +73,7 @@ pub fn main(args: Args) -> ExitCode {
 fn start(args: &Args) -> Result<()> {
     let config = Config::load(&args.rig)?;
     let rig = Rig::open(&args.rig)?;
-    let lock = take_lock(&rig)?;
+    let lock = ComponentLock::take(&rig, BRAIN, LOCK_PATIENCE)?;
     let options = Options {
         log_file: Some(rig.logs_dir().join("brain.log")),
         level_variables: &["BRAIN_LOG_LEVEL"],
@@ -94,22 +91,6 @@ fn start(args: &Args) -> Result<()> {
     drop(lock);
     drop(guard);
     result
-}
-
-/// Takes the brain's lock; what a brain that was killed a moment ago has left of itself is waited
-/// for.
-fn take_lock(rig: &Rig) -> Result<ComponentLock> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
-        match ComponentLock::acquire(rig, BRAIN, Role::Running) {
-            Err(QueueError::Held { .. })
-                if presence::holder_is_gone(rig, BRAIN) && Instant::now() < deadline =>
-            {
-                std::thread::sleep(LOCK_POLL);
-            }
-            other => return Ok(other?),
-        }
-    }
 }
 
 fn run(rig: Rig, config: Config, lock: &ComponentLock) -> Result<()> {

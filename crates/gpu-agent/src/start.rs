@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -11,8 +10,7 @@ use rigor_exec::recovery::{Recovered, RecoveryLimits, recover};
 use rigor_exec::{Containment, find_worker};
 use rigor_gpu::{Gpus, Limits};
 use rigor_policy::admission::Decision;
-use rigor_queue::QueueError;
-use rigor_queue::presence::{self, ComponentLock, Holder, Role};
+use rigor_queue::presence::ComponentLock;
 use rigor_queue::rig::{Place, Rig, is_safe_name};
 use rigor_queue::submit::Durability;
 use rigor_queue::watch::Watcher;
@@ -34,8 +32,6 @@ use crate::side::Side;
 
 /// How long a restarted agent waits for a brain that takes back what it left.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries for the lock meanwhile.
-const RECOVERY_POLL: Duration = Duration::from_millis(50);
 /// The loopback interface: a runtime is for the tasks of this machine.
 const RUNTIME_HOST: &str = "127.0.0.1";
 
@@ -72,35 +68,13 @@ pub(crate) fn open(args: &Args) -> anyhow::Result<Opened> {
             );
         }
     };
-    let lock = take_lock(&rig, &args.name)?;
+    let lock = ComponentLock::take(&rig, &args.name, RECOVERY_PATIENCE)?;
     Ok(Opened {
         rig,
         config,
         lock,
         gpu,
     })
-}
-
-/// Takes the agent's lock. A brain that recovers the agent's tasks is waited for, and what an agent
-/// that was killed a moment ago has left of itself.
-fn take_lock(rig: &Rig, name: &str) -> anyhow::Result<ComponentLock> {
-    let deadline = Instant::now() + RECOVERY_PATIENCE;
-    loop {
-        match ComponentLock::acquire(rig, name, Role::Running) {
-            Err(QueueError::Held { .. })
-                if (is_recovering(rig, name) || presence::holder_is_gone(rig, name))
-                    && Instant::now() < deadline =>
-            {
-                thread::sleep(RECOVERY_POLL);
-            }
-            other => return Ok(other?),
-        }
-    }
-}
-
-fn is_recovering(rig: &Rig, name: &str) -> bool {
-    let text = std::fs::read(rig.agent_dir(name).join("lock")).unwrap_or_default();
-    serde_json::from_slice::<Holder>(&text).is_ok_and(|holder| holder.role == Role::Recovering)
 }
 
 /// Sets up the agent's log.

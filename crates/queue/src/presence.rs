@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +13,9 @@ use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
 use crate::rig::Rig;
 use crate::submit::replace_file;
+
+/// Between two tries to take a lock that will be free in a moment.
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// What the holder of a component's lock is doing with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +43,23 @@ pub struct ComponentLock {
 }
 
 impl ComponentLock {
+    /// Takes the lock of `name` for life. One that is held only for a moment (a brain that recovers
+    /// the agent's tasks, what is left of a holder that was killed) is waited for, at most
+    /// `patience`; one whose holder lives is not.
+    pub fn take(rig: &Rig, name: &str, patience: Duration) -> Result<ComponentLock> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match ComponentLock::acquire(rig, name, Role::Running) {
+                Err(QueueError::Held { .. })
+                    if is_passing(rig, name) && Instant::now() < deadline =>
+                {
+                    std::thread::sleep(LOCK_POLL);
+                }
+                other => return other,
+            }
+        }
+    }
+
     /// Takes the lock of `name`, or says who holds it ([`QueueError::Held`]).
     pub fn acquire(rig: &Rig, name: &str, role: Role) -> Result<ComponentLock> {
         rig.prepare_agent(name)?;
@@ -88,14 +109,17 @@ impl ComponentLock {
     }
 }
 
-/// Whether the process that took the lock of `name` is dead although the lock is not free: a child
-/// that it was forking when it was killed has a copy of the descriptor until it execs or dies.
-/// Whoever starts in its place waits a moment instead of giving up.
-pub fn holder_is_gone(rig: &Rig, name: &str) -> bool {
+/// Whether a held lock will be free in a moment: the brain is recovering what a dead agent left, or
+/// the holder is dead and a child that it was forking when it was killed has a copy of the
+/// descriptor until it execs or dies.
+fn is_passing(rig: &Rig, name: &str) -> bool {
     let text = fs::read(rig.agent_dir(name).join("lock")).unwrap_or_default();
     let Ok(holder) = serde_json::from_slice::<Holder>(&text) else {
         return false;
     };
+    if holder.role == Role::Recovering {
+        return true;
+    }
     match fs::read_to_string(format!("/proc/{}/stat", holder.pid)) {
         // The state follows the name, which may hold anything but ends with the last bracket.
         Ok(stat) => stat

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use jiff::Timestamp;
 use rigor_queue::claim::{self, Held, Opened};
-use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat};
+use rigor_queue::heartbeat::{Health, Heartbeat};
 use rigor_queue::lane::{Lane, Move};
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::presence::{self, ComponentLock};
@@ -459,24 +459,13 @@ impl Dispatcher {
         self.beats += 1;
         let (completed, failed) = self.attempts.counts;
         let heartbeat = Heartbeat {
-            schema: 1,
-            sequence: self.beats,
-            at: Timestamp::now(),
-            pid: std::process::id(),
-            started: self.started,
-            health,
-            health_reason: None,
-            gpu: None,
-            llm: LlmBeat::Cold,
-            idle: None,
-            verdicts: BTreeMap::new(),
             completed,
             failed,
             cpu_slots: (
                 self.attempts.running() as u32,
                 self.brain.config.limits.cpu_slots,
             ),
-            llm_slots: (0, 0),
+            ..Heartbeat::alive(self.beats, self.started, health)
         };
         presence::beat(&self.brain.rig, BRAIN, &heartbeat)?;
         Ok(())

@@ -330,7 +330,8 @@ impl Agent {
     fn sample_if_due(&mut self, now: Instant) {
         let running = self.attempts.of_class(Class::Script) > 0 || self.llm.served().is_some();
         // Memory of a task that has ended may take the driver a while to give back.
-        let short = self.decision.refusals.contains(&Some(Refusal::VramShort));
+        let mut refusals = self.decision.refusals.iter().flatten();
+        let short = refusals.any(|refusal| refusal.code == Refusal::VramShort);
         let every = if running || short || self.llm.is_busy() {
             SAMPLE_EVERY
         } else {

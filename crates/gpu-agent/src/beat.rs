@@ -119,12 +119,6 @@ impl Agent {
         self.beat.sequence += 1;
         let (health, ailment) = self.health();
         Heartbeat {
-            schema: 1,
-            sequence: self.beat.sequence,
-            at: Timestamp::now(),
-            pid: std::process::id(),
-            started: self.beat.started,
-            health,
             health_reason: ailment.map(|verdict| verdict.detail),
             gpu: self.device.as_ref().map(crate::device::Device::beat),
             llm: self.llm.beat(now),
@@ -134,6 +128,7 @@ impl Agent {
             failed: self.counts.failed(),
             cpu_slots: (self.attempts.cpus(), self.cpu_slots),
             llm_slots: (self.attempts.of_class(Class::Llm), self.llm.slots()),
+            ..Heartbeat::alive(self.beat.sequence, self.beat.started, health)
         }
     }
 

@@ -95,9 +95,9 @@ impl Agent {
     }
 
     /// The model of the first candidate that is refused for want of one.
-    fn wanted_model(&self, listed: &[Listed], refusals: &[Option<Refusal>]) -> Option<String> {
+    fn wanted_model(&self, listed: &[Listed], refusals: &[Option<Verdict>]) -> Option<String> {
         listed.iter().zip(refusals).find_map(|(listed, refusal)| {
-            match (&listed.candidate.needs, refusal) {
+            match (&listed.candidate.needs, refusal.as_ref().map(|it| it.code)) {
                 (Needs::Llm { model, .. }, Some(Refusal::ModelNotLoaded)) => {
                     model.clone().or_else(|| self.default_model.clone())
                 }

@@ -197,6 +197,8 @@ impl Device {
             used_mb: self.last.used_mb,
             total_mb: self.last.total_mb,
             budget_mb: self.ledger.budget_mb(),
+            available_mb: self.ledger.available_mb(),
+            foreign: self.foreign.clone(),
             temperature_c: self.last.temperature_c,
             utilization: self.last.utilization,
             power_w: self.last.power_w,

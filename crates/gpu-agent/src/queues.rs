@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use rigor_policy::admission::{Candidate, Needs, RESERVE_AFTER_S, VramNeed};
 use rigor_queue::claim;
-use rigor_queue::heartbeat::Refusal;
+use rigor_queue::heartbeat::{Refusal, Verdict};
 use rigor_queue::index::Index;
 use rigor_queue::name::{FileName, Shape};
 use rigor_queue::rig::{Place, Rig};
@@ -230,13 +230,13 @@ impl Queues {
     pub(crate) fn note_refusals(
         &mut self,
         listed: &[Listed],
-        refusals: &[Option<Refusal>],
+        refusals: &[Option<Verdict>],
         now: Instant,
     ) {
         let mut waiting = HashSet::new();
         for (listed, refusal) in listed.iter().zip(refusals) {
             if let (Some((class, name)), Some(Refusal::VramShort | Refusal::CpuSlotsFull)) =
-                (listed.key, refusal)
+                (listed.key, refusal.as_ref().map(|it| it.code))
             {
                 waiting.insert((class, name.shape));
                 self.passed_over.entry((class, name.shape)).or_insert(now);

@@ -218,8 +218,8 @@ pub struct Decision {
     pub admit: Option<usize>,
     /// Why not, for each class of which nothing is admitted.
     pub verdicts: BTreeMap<Class, Verdict>,
-    /// The code for each candidate; none: it could be claimed.
-    pub refusals: Vec<Option<Refusal>>,
+    /// Why not, for each candidate; none: it could be claimed.
+    pub refusals: Vec<Option<Verdict>>,
 }
 
 impl Decision {
@@ -229,17 +229,40 @@ impl Decision {
         if self.admit.is_some() {
             return None;
         }
+        Some(self.reason(state, &Class::ALL))
+    }
+
+    /// Why the agent starts nothing on its GPU, whatever else it does: as [`Decision::idle`], of
+    /// script and llm tasks alone. Where those need a load, the refusal of that load is the reason.
+    /// None where it claims something for the GPU.
+    pub fn idle_gpu(&self, state: &AgentState, candidates: &[Candidate]) -> Option<Verdict> {
+        let admitted = self.admit.and_then(|at| candidates.get(at));
+        if admitted.is_some_and(|candidate| candidate.class != Class::Cpu) {
+            return None;
+        }
+        let waits_for_model = self.verdicts.get(&Class::Llm).is_some_and(|verdict| {
+            matches!(verdict.code, Refusal::ModelNotLoaded | Refusal::WrongModel)
+        });
+        let classes: &[Class] = if waits_for_model {
+            &[Class::Meta, Class::Script, Class::Llm]
+        } else {
+            &[Class::Script, Class::Llm]
+        };
+        Some(self.reason(state, classes))
+    }
+
+    fn reason(&self, state: &AgentState, classes: &[Class]) -> Verdict {
         let mut ordered: Vec<(usize, &Verdict)> = self
             .verdicts
             .iter()
+            .filter(|(class, _)| classes.contains(class))
             .map(|(class, verdict)| (rank(state, *class), verdict))
             .collect();
         ordered.sort_by_key(|(rank, _)| *rank);
-        let empty = || Verdict {
+        explain::merge(ordered.iter().map(|(_, verdict)| *verdict)).unwrap_or_else(|| Verdict {
             code: Refusal::QueueEmpty,
             detail: "nothing queued".to_owned(),
-        };
-        Some(explain::merge(ordered.iter().map(|(_, verdict)| *verdict)).unwrap_or_else(empty))
+        })
     }
 }
 
@@ -271,25 +294,21 @@ pub fn decide(state: &AgentState, candidates: &[Candidate]) -> Decision {
     let admit = (0..candidates.len())
         .filter(|at| judged[*at].is_none())
         .min_by_key(|at| (rank(state, candidates[*at].class), *at));
-    let refusals = judged
-        .iter()
-        .map(|verdict| verdict.as_ref().map(|it| it.code))
-        .collect();
-    let mut decision = Decision {
-        admit,
-        verdicts: BTreeMap::new(),
-        refusals,
-    };
+    let mut verdicts = BTreeMap::new();
     for class in Class::ALL {
         let of_class = || (0..candidates.len()).filter(|at| candidates[*at].class == class);
         if of_class().any(|at| judged[at].is_none()) {
             continue;
         }
         if let Some(verdict) = explain::merge(of_class().filter_map(|at| judged[at].as_ref())) {
-            decision.verdicts.insert(class, verdict);
+            verdicts.insert(class, verdict);
         }
     }
-    decision
+    Decision {
+        admit,
+        verdicts,
+        refusals: judged,
+    }
 }
 
 fn rank(state: &AgentState, class: Class) -> usize {

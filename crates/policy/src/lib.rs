@@ -4,5 +4,6 @@
 //! one that says why.
 
 pub mod admission;
+pub mod gpu_time;
 pub mod placement;
 pub mod retry;

@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::name::{Shape, TaskId};
 use crate::task::Class;
+
+/// Shapes of which a heartbeat tells the verdict.
+pub const SHAPES_MOST: usize = 64;
 
 /// One heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +43,19 @@ pub struct Heartbeat {
     /// The last verdict on each class that has anything queued.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub verdicts: BTreeMap<Class, Verdict>,
+    /// The last verdict on each shape of queued task that it refuses, the first
+    /// [`SHAPES_MOST`] in claim order. A shape that is queued and not here would be claimed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shapes: BTreeMap<Shape, Verdict>,
+    /// More shapes than that are queued: one that is not in `shapes` may be refused too.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub shapes_cut: bool,
+    /// The tasks that it runs, the longest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub running: Vec<RunningBeat>,
+    /// Since when it has claimed and finished nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<Timestamp>,
     /// Tasks finished since the process started.
     #[serde(default)]
     pub completed: u64,
@@ -51,6 +68,72 @@ pub struct Heartbeat {
     /// LLM slots: in use and in all.
     #[serde(default)]
     pub llm_slots: (u32, u32),
+}
+
+impl Heartbeat {
+    /// A heartbeat of this process that says no more than that it lives.
+    pub fn alive(sequence: u64, started: Timestamp, health: Health) -> Heartbeat {
+        Heartbeat {
+            schema: 1,
+            sequence,
+            at: Timestamp::now(),
+            pid: std::process::id(),
+            started,
+            health,
+            health_reason: None,
+            gpu: None,
+            llm: LlmBeat::Cold,
+            idle: None,
+            verdicts: BTreeMap::new(),
+            shapes: BTreeMap::new(),
+            shapes_cut: false,
+            running: Vec::new(),
+            idle_since: None,
+            completed: 0,
+            failed: 0,
+            cpu_slots: (0, 0),
+            llm_slots: (0, 0),
+        }
+    }
+}
+
+fn is_false(flag: &bool) -> bool {
+    !*flag
+}
+
+/// A task that an agent runs, and when it last showed a sign of life.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunningBeat {
+    /// The task.
+    pub id: TaskId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// The instance's name.
+    pub name: String,
+    /// Its batch.
+    pub batch: String,
+    /// Its class.
+    pub class: Class,
+    /// When its worker was started.
+    pub since: Timestamp,
+    /// The last sign of life: output, CPU time of its process tree, or work of the GPU that it
+    /// has. Its start where there was none yet.
+    pub active_at: Timestamp,
+    /// When it last printed something; none: it printed nothing yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_at: Option<Timestamp>,
+    /// CPU of its process tree over the last sample, percent of one CPU; none: not known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<u32>,
+    /// Utilization of the GPU over the last sample; none for a cpu task, or where NVML has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_percent: Option<u32>,
+    /// Its timeout, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_s: Option<u64>,
+    /// Its `kill_if_silent`, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_if_silent_s: Option<u64>,
 }
 
 /// Whether an agent may take work, and how much.
@@ -100,6 +183,12 @@ pub struct GpuBeat {
     pub total_mb: u64,
     /// What tasks and models may use in all, MiB.
     pub budget_mb: u64,
+    /// Of that, what can be leased now, MiB.
+    #[serde(default)]
+    pub available_mb: u64,
+    /// Memory that processes besides Rigor's hold: `5100 MB held by ollama (pid 2210)`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<String>,
     /// Celsius.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature_c: Option<u32>,

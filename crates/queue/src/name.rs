@@ -95,6 +95,22 @@ impl Shape {
     }
 }
 
+/// Eight hexadecimal digits, as in a file's name.
+impl Serialize for Shape {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:08x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Shape, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u32::from_str_radix(&text, 16)
+            .map(Shape)
+            .map_err(serde::de::Error::custom)
+    }
+}
+
 /// A parsed task file name.
 ///
 /// Ordered as the names sort: claim order first.

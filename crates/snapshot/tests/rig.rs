@@ -175,24 +175,15 @@ impl Fixture {
 
 fn heartbeat(llm: LlmBeat) -> Heartbeat {
     Heartbeat {
-        schema: 1,
-        sequence: 7,
-        at: Timestamp::now(),
-        pid: std::process::id(),
-        started: Timestamp::now(),
-        health: Health::Healthy,
-        health_reason: None,
-        gpu: None,
         llm,
         idle: Some(Verdict {
             code: Refusal::ModelNotLoaded,
             detail: "llm:3 need qwen2.5:7b".to_owned(),
         }),
-        verdicts: Default::default(),
         completed: 42,
         failed: 1,
         cpu_slots: (0, 4),
-        llm_slots: (0, 0),
+        ..Heartbeat::alive(7, Timestamp::now(), Health::Healthy)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Development tasks: demo, test, ci, tidy, bench, cluster-up, cluster-down, fixtures.
+//! Development tasks: demo, test, ci, tidy, bench, simulate, cluster-up, cluster-down, fixtures.
 //!
 //! Depends on no crate of the workspace: it has to work while one of them does not compile.
 
@@ -8,6 +8,7 @@ mod cluster;
 mod demo;
 pub mod fixtures;
 mod launch;
+mod simulate;
 mod test;
 mod tidy;
 mod tools;
@@ -34,10 +35,14 @@ enum Task {
     Ci,
     /// Check the rules of the house that no compiler knows.
     Tidy,
-    /// Run benchmarks.
-    Bench {
-        /// Only this one.
-        name: Option<String>,
+    /// Run benchmarks, print their figures and write them to bench/results; see docs/performance.md.
+    Bench(bench::Bench),
+    /// Run the placement policy over traces of work in simulated time; see docs/simulation.md.
+    #[command(disable_help_flag = true)]
+    Simulate {
+        /// What the simulator is told: `--all --check`, or traces; `--help` shows all.
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        arguments: Vec<String>,
     },
     /// Build, make a rig where there is none, and start it.
     ClusterUp {
@@ -72,7 +77,8 @@ pub fn run() -> ExitCode {
         Task::Test { filters } => test::run(&filters),
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(),
-        Task::Bench { name } => bench::run(name.as_deref()),
+        Task::Bench(options) => bench::run(&options),
+        Task::Simulate { arguments } => simulate::run(&arguments),
         Task::ClusterUp { rig, sim_gpus } => cluster::up(&rig, sim_gpus),
         Task::ClusterDown { rig } => cluster::down(&rig),
         Task::Fixtures { big_model } => print_fixtures(big_model),

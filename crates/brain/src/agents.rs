@@ -1,19 +1,26 @@
-//! Who is there: heartbeats as they change, and the recovery of what a dead agent left.
+//! Who is there: heartbeats as they change, and what becomes of agents that are dead, hung or were
+//! never started.
+
+mod dead;
+mod missing;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use rigor_exec::Containment;
-use rigor_exec::recovery::{self, RecoveryLimits};
-use rigor_queue::QueueError;
 use rigor_queue::heartbeat::Heartbeat;
-use rigor_queue::presence::{self, ComponentLock, Role};
+use rigor_queue::presence;
 use rigor_queue::rig::Place;
-use serde_json::json;
 
 use crate::context::Context;
-use crate::journal::Entry;
+use missing::Missing;
+
+/// A loop that was not back for this much longer than it should be did not run: nothing that went
+/// unheard meanwhile counts against anybody.
+const ASLEEP: Duration = Duration::from_secs(5);
+/// A process that was killed is gone long before this, unless it hangs in the kernel.
+const KILLED_GONE: Duration = Duration::from_secs(10);
 
 /// One agent as the brain sees it.
 #[derive(Debug)]
@@ -22,18 +29,40 @@ pub(crate) struct Agent {
     pub alive: bool,
     /// Its last heartbeat.
     pub heartbeat: Option<Heartbeat>,
-    /// When the heartbeat's number last moved, by this process's clock.
+    /// When the heartbeat's number last moved, or its file's time, by this process's clock.
     pub moved: Instant,
+    /// The time of the heartbeat's file.
+    file_time: Option<SystemTime>,
+    /// The heartbeat's time moves and its content does not: said.
+    touched_said: bool,
     /// Staleness was warned about, at this age; again at twice that.
     warned: Option<Duration>,
     /// What could not be taken back was said.
-    stuck_said: bool,
+    unkillable_said: bool,
+    /// It hung, and was killed: when, at which age of its heartbeat.
+    killed: Option<(Instant, Duration)>,
+    /// That the kill did not work was said.
+    kill_failed_said: bool,
+    /// That it is down is in its journal.
+    down_noted: bool,
+    missing: Missing,
+}
+
+impl Agent {
+    /// How old its heartbeat is.
+    pub(crate) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.moved)
+    }
 }
 
 /// All agents.
 #[derive(Debug, Default)]
 pub(crate) struct Agents {
     agents: BTreeMap<String, Agent>,
+    /// When they were last looked at.
+    looked: Option<Instant>,
+    /// No agent runs at all.
+    none: Missing,
 }
 
 impl Agents {
@@ -63,6 +92,7 @@ impl Agents {
         containment: &Containment,
         now: Instant,
     ) -> Result<bool> {
+        self.leave_out_sleep(now, brain.config.timing.lock_poll);
         let mut changed = false;
         let mut failure = Ok(());
         let mut names = brain.rig.agents()?;
@@ -97,20 +127,41 @@ impl Agents {
                     alive: false,
                     heartbeat: None,
                     moved: now,
+                    file_time: None,
+                    touched_said: false,
                     warned: None,
-                    stuck_said: false,
+                    unkillable_said: false,
+                    killed: None,
+                    kill_failed_said: false,
+                    down_noted: false,
+                    missing: Missing::default(),
                 };
                 self.agents.insert(name.clone(), agent);
             }
             changed |= self.read_heartbeat(brain, &name, now);
-            match self.check_lock(brain, containment, &name) {
+            match self.check_lock(brain, containment, &name, now) {
                 Ok(differs) => changed |= differs,
                 // The others are looked at all the same.
                 Err(error) => failure = Err(error.context(format!("recover agent {name}"))),
             }
             self.warn_if_stale(brain, &name, now);
+            self.kill_if_hung(brain, &name, now);
         }
         failure.map(|()| changed)
+    }
+
+    /// Time in which this process did not run (the machine slept, somebody stopped it) says
+    /// nothing of anybody's heartbeat.
+    fn leave_out_sleep(&mut self, now: Instant, every: Duration) {
+        let gap = self
+            .looked
+            .replace(now)
+            .map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        if gap > every + ASLEEP {
+            for agent in self.agents.values_mut() {
+                agent.moved += gap;
+            }
+        }
     }
 
     /// Takes the newest heartbeat. `true`: something besides its number changed.
@@ -119,13 +170,26 @@ impl Agents {
             return false;
         };
         // One that cannot be read is as good as none: its age will be warned about.
-        let Ok(Some(heartbeat)) = presence::heartbeat(&brain.rig, name) else {
+        let Ok(Some((heartbeat, file_time))) = presence::heartbeat_with_time(&brain.rig, name)
+        else {
             return false;
         };
+        let touched = agent.file_time.replace(file_time) != Some(file_time);
         let known = agent.heartbeat.as_ref();
         let same_beat =
             known.is_some_and(|old| (old.pid, old.sequence) == (heartbeat.pid, heartbeat.sequence));
         if same_beat {
+            if touched {
+                agent.moved = now;
+                agent.warned = None;
+                if !std::mem::replace(&mut agent.touched_said, true) {
+                    tracing::warn!(
+                        agent = name,
+                        "Agent {name} cannot write its heartbeat (its time moves, its content does not since {}): is its disk full?",
+                        clock(heartbeat.at)
+                    );
+                }
+            }
             return false;
         }
         let matters = known.is_none_or(|old| {
@@ -133,104 +197,13 @@ impl Agents {
                 || old.health != heartbeat.health
                 || old.llm_slots != heartbeat.llm_slots
                 || old.verdicts != heartbeat.verdicts
+                || budget(old) != budget(&heartbeat)
         });
         agent.moved = now;
+        agent.touched_said = false;
         agent.warned = None;
         agent.heartbeat = Some(heartbeat);
         matters
-    }
-
-    fn check_lock(
-        &mut self,
-        brain: &mut Context,
-        containment: &Containment,
-        name: &str,
-    ) -> Result<bool> {
-        let Some(agent) = self.agents.get_mut(name) else {
-            return Ok(false);
-        };
-        let held = presence::is_held(&brain.rig, name)?.unwrap_or(false);
-        if held {
-            let came = !agent.alive;
-            agent.alive = true;
-            agent.stuck_said = false;
-            if came {
-                tracing::info!(agent = name, "Agent {name} is alive");
-            }
-            return Ok(came);
-        }
-        let left = brain.rig.list(Place::Processing(name))?;
-        let empty = left.names.is_empty() && left.foreign.is_empty();
-        if empty && !agent.alive {
-            return Ok(false);
-        }
-        // The table of locks is only a hint; to have the lock is to know.
-        let owner = match ComponentLock::acquire(&brain.rig, name, Role::Recovering) {
-            Ok(owner) => owner,
-            // It lives, or came back this very moment and takes back its own.
-            Err(QueueError::Held { .. }) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        let was_alive = std::mem::replace(&mut agent.alive, false);
-        if empty {
-            let message =
-                format!("Agent {name} is gone (its lock is free); it had nothing in processing");
-            tracing::info!(agent = name, "{message}");
-            brain.journal.write(
-                Entry::AgentDead,
-                &message,
-                json!({"agent": name, "left": 0}),
-            );
-            return Ok(true);
-        }
-        let limits = RecoveryLimits {
-            grace: brain.config.timing.grace,
-            uncharged_attempts: brain.config.limits.uncharged_attempts,
-            durability: brain.durability,
-        };
-        let why = format!("agent {name} died (its lock is free)");
-        let recovered = recovery::recover(&brain.rig, name, &owner, containment, limits, &why)?;
-        drop(owner);
-        let requeued = recovered.requeued.len();
-        if requeued + recovered.adopted.len() + recovered.charged.len() > 0 || was_alive {
-            let mut message = format!(
-                "Agent {name} is dead (its lock is free): requeued {requeued} {}, killed {} processes",
-                if requeued == 1 { "task" } else { "tasks" },
-                recovered.killed
-            );
-            if !recovered.adopted.is_empty() {
-                message.push_str(&format!(", adopted {} results", recovered.adopted.len()));
-            }
-            if !recovered.charged.is_empty() {
-                message.push_str(&format!(
-                    ", failed {} lost too often",
-                    recovered.charged.len()
-                ));
-            }
-            tracing::warn!(agent = name, "{message}");
-            brain.journal.write(
-                Entry::AgentDead,
-                &message,
-                json!({"agent": name, "killed": recovered.killed}),
-            );
-            for (file, task) in &recovered.requeued {
-                brain.journal.write(
-                    Entry::OrphanRequeue,
-                    &format!("{task} ({}) of {name} is queued again as attempt {}", file.id.short(), file.attempt),
-                    json!({"task_id": file.id, "name": task, "agent": name, "attempt": file.attempt}),
-                );
-            }
-        }
-        let agent = self.agents.get_mut(name);
-        if let (Some(agent), false) = (agent, recovered.unkillable.is_empty())
-            && !std::mem::replace(&mut agent.stuck_said, true)
-        {
-            for (file, task, why) in &recovered.unkillable {
-                tracing::error!(agent = name, task = %file.id,
-                    "{task} ({}) of dead agent {name} stays in processing: {why}. Do not use its GPU before those processes are gone", file.id.short());
-            }
-        }
-        Ok(true)
     }
 
     fn warn_if_stale(&mut self, brain: &Context, name: &str, now: Instant) {
@@ -241,7 +214,7 @@ impl Agents {
             return;
         }
         let threshold = brain.config.timing.heartbeat_warn;
-        let age = now.duration_since(agent.moved);
+        let age = agent.age(now);
         let due = agent.warned.map_or(threshold, |warned| warned * 2);
         if age >= due {
             agent.warned = Some(age);
@@ -253,4 +226,51 @@ impl Agents {
             );
         }
     }
+
+    /// An agent that holds its lock and has not been heard for long is killed: its work goes on
+    /// elsewhere, and should it wake up it finds itself fenced.
+    fn kill_if_hung(&mut self, brain: &Context, name: &str, now: Instant) {
+        let Some(agent) = self.agents.get_mut(name) else {
+            return;
+        };
+        let age = agent.age(now);
+        if !agent.alive || age < brain.config.timing.heartbeat_hung {
+            return;
+        }
+        let failed = match agent.killed {
+            None => match presence::kill_holder(&brain.rig, name) {
+                Ok(Some(pid)) => {
+                    tracing::warn!(
+                        agent = name,
+                        "Agent {name} hung: no heartbeat for {}s while its lock is held: killing its process (pid {pid})",
+                        age.as_secs()
+                    );
+                    agent.killed = Some((now, age));
+                    return;
+                }
+                Ok(None) => "the lock file does not name the process that holds it".to_owned(),
+                Err(error) => error.to_string(),
+            },
+            Some((at, _)) if now.saturating_duration_since(at) < KILLED_GONE => return,
+            Some(_) => "it was killed and is still there; it hangs in the kernel".to_owned(),
+        };
+        if !std::mem::replace(&mut agent.kill_failed_said, true) {
+            tracing::error!(
+                agent = name,
+                "Agent {name} hung: no heartbeat for {}s, and its process cannot be ended: {failed}. Its tasks stay with it until it is gone",
+                age.as_secs()
+            );
+        }
+    }
+}
+
+fn budget(beat: &Heartbeat) -> Option<u64> {
+    beat.gpu.as_ref().map(|gpu| gpu.budget_mb)
+}
+
+/// A time of the day as people here read it: `21:44:02`.
+pub(crate) fn clock(at: jiff::Timestamp) -> String {
+    at.to_zoned_datetime(jiff::tz::TimeZone::system())
+        .strftime("%H:%M:%S")
+        .to_string()
 }

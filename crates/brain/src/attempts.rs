@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use rigor_exec::activity::{Sampler, Watched};
 use rigor_exec::{Containment, ExecError, Launch, Running};
 use rigor_queue::claim::{Candidate, Held};
+use rigor_queue::heartbeat::RunningBeat;
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
-use rigor_queue::rig::BRAIN;
+use rigor_queue::rig::{BRAIN, Rig};
 use rigor_queue::submit::Durability;
 use rigor_queue::task::{Class, Work};
 use rigor_queue::{claim, records};
@@ -23,6 +25,7 @@ pub(crate) struct Attempts {
     unsettled: Vec<(FileName, AttemptRecord)>,
     unstarted: Vec<(FileName, String)>,
     containment: Containment,
+    sampler: Sampler,
     worker: PathBuf,
     slots: usize,
     /// Attempts that succeeded, and that failed.
@@ -47,6 +50,7 @@ impl Attempts {
             running: Vec::new(),
             unsettled: Vec::new(),
             unstarted: Vec::new(),
+            sampler: Sampler::new(containment.clone()),
             containment,
             worker,
             slots,
@@ -189,6 +193,43 @@ impl Attempts {
             tracing::warn!("worker {} cannot be told to end: {error}", running.pid());
         }
         found.is_some()
+    }
+
+    /// The tasks that run, with their signs of life.
+    pub(crate) fn activity(&mut self, rig: &Rig) -> Vec<RunningBeat> {
+        let watched: Vec<Watched> = self
+            .running
+            .iter()
+            .map(|running| running.watched(rig, None))
+            .collect();
+        let signs = self.sampler.sample(&watched);
+        self.running
+            .iter()
+            .zip(&signs)
+            .map(|(running, signs)| running.beat(Some(signs)))
+            .collect()
+    }
+
+    /// Ends a stuck attempt, so that it counts as one that failed.
+    pub(crate) fn end_stuck(&self, stem: &str, reason: &str, kill: bool, brain: &Context) {
+        let found = self
+            .running
+            .iter()
+            .find(|running| running.name.attempt_stem() == stem);
+        let Some(running) = found else { return };
+        running.end_as(FailureKind::Stuck);
+        let ended = if kill {
+            let grace = brain.config.timing.grace;
+            running
+                .kill(&self.containment, grace, reason)
+                .map(drop)
+                .map_err(anyhow::Error::from)
+        } else {
+            running.terminate(reason).map_err(anyhow::Error::from)
+        };
+        if let Err(error) = ended {
+            tracing::warn!(task = %running.name.id, "worker {} cannot be ended: {error:#}", running.pid());
+        }
     }
 
     fn start(&mut self, brain: &Context, held: Held) {

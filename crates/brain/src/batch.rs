@@ -3,6 +3,7 @@
 mod ends;
 mod operator;
 mod steps;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -355,6 +356,7 @@ impl Batch {
         }
         brain.journal.write(entry, &message, json!({"batch": self.id, "done": totals.done, "failed": totals.failed, "cancelled": totals.cancelled}));
         self.root.close(&brain.rig, step)?;
+        brain.notify.tell(summary.notice(&message), Instant::now());
         brain.unwatch_batch(&self.id);
         brain.clear_marks(&self.id);
         Ok(())

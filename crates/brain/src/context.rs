@@ -14,10 +14,12 @@ use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{Durability, Sequence};
 use rigor_queue::task::{Class, TaskSpec};
 use rigor_queue::watch::Watcher;
+use serde_json::{Value, json};
 
 use crate::expand::{self, ShapeInfo, Shapes};
-use crate::journal::Journal;
+use crate::journal::{Entry, Journal};
 use crate::measured::Measured;
+use crate::notify::Notifier;
 
 /// Completions are counted over this long.
 const RECENT: Duration = Duration::from_secs(300);
@@ -50,14 +52,19 @@ pub(crate) struct Context {
     pub journal: Journal,
     /// Wake-ups.
     pub watcher: Watcher,
+    /// Who is told of what.
+    pub notify: Notifier,
     /// What is queued, by class.
     pub queue: BTreeMap<Class, Index>,
     /// What is claimed, by agent.
     pub processing: BTreeMap<String, BTreeSet<FileName>>,
     /// Cancellations to be tried again.
     pub late: Vec<LateCancel>,
+    /// Queued shapes that no agent can ever run, and why.
+    pub never: BTreeMap<Shape, String>,
     shapes: Shapes,
-    completed: VecDeque<Instant>,
+    /// When a task completed, and where.
+    completed: VecDeque<(Instant, String)>,
 }
 
 impl Context {
@@ -71,6 +78,7 @@ impl Context {
         watcher: Watcher,
     ) -> Context {
         let measured = Measured::open(&rig);
+        let notify = Notifier::new(&config);
         Context {
             rig,
             config,
@@ -79,12 +87,14 @@ impl Context {
             measured,
             journal,
             watcher,
+            notify,
             queue: Class::ALL
                 .into_iter()
                 .map(|class| (class, Index::default()))
                 .collect(),
             processing: BTreeMap::new(),
             late: Vec::new(),
+            never: BTreeMap::new(),
             shapes: Shapes::new(),
             completed: VecDeque::new(),
         }
@@ -238,21 +248,47 @@ impl Context {
         });
     }
 
-    /// A task completed.
-    pub(crate) fn note_completed(&mut self, now: Instant) {
-        self.completed.push_back(now);
+    /// A task completed on an agent.
+    pub(crate) fn note_completed(&mut self, agent: &str, now: Instant) {
+        self.completed.push_back((now, agent.to_owned()));
     }
 
-    /// Tasks completed in the last five minutes.
-    pub(crate) fn completed_recently(&mut self, now: Instant) -> usize {
+    /// Tasks completed in the last five minutes, by agent.
+    pub(crate) fn completed_recently(&mut self, now: Instant) -> BTreeMap<String, usize> {
         while self
             .completed
             .front()
-            .is_some_and(|at| now.duration_since(*at) > RECENT)
+            .is_some_and(|(at, _)| now.duration_since(*at) > RECENT)
         {
             self.completed.pop_front();
         }
-        self.completed.len()
+        let mut by_agent = BTreeMap::new();
+        for (_, agent) in &self.completed {
+            *by_agent.entry(agent.clone()).or_default() += 1;
+        }
+        by_agent
+    }
+
+    /// Asks a person for help: an entry of the decision log, and a file that stays until somebody
+    /// removes it.
+    pub(crate) fn escalate(&mut self, name: &str, message: &str, details: Value) {
+        self.journal
+            .write(Entry::Escalation, message, details.clone());
+        let path = self.rig.escalations_dir().join(format!("{name}.json"));
+        let text = json!({
+            "at": jiff::Timestamp::now().to_string(),
+            "message": message,
+            "details": details,
+        });
+        let written = std::fs::create_dir_all(self.rig.escalations_dir())
+            .map_err(anyhow::Error::from)
+            .and_then(|()| {
+                let text = serde_json::to_vec_pretty(&text)?;
+                Ok(rigor_queue::submit::replace_file(&path, &text, false)?)
+            });
+        if let Err(error) = written {
+            tracing::warn!("{} cannot be written: {error:#}", path.display());
+        }
     }
 
     /// The model that a task's instances need, by name: its own, or the smallest of its tier, or

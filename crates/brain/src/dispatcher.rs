@@ -1,6 +1,7 @@
 //! The loop: one closed set of events in, everything that follows from them done, then sleep
 //! until the next event or the next thing that is due.
 
+mod log_level;
 mod operator;
 mod wakes;
 
@@ -27,10 +28,14 @@ use crate::agents::Agents;
 use crate::attempts::{Attempts, Taken};
 use crate::batch::{Batch, NotOpened, record_of};
 use crate::context::Context;
+use crate::fit::Unfit;
 use crate::graph::Ending;
 use crate::journal::Entry;
 use crate::monitor;
+use crate::notify;
+use crate::outlook::Teller;
 use crate::place::Placer;
+use crate::stuck;
 
 /// Placement is decided at most so often, however many events come.
 const PLACE_EVERY: Duration = Duration::from_millis(200);
@@ -64,12 +69,16 @@ pub(crate) struct Dispatcher {
     attempts: Attempts,
     agents: Agents,
     placer: Placer,
+    stuck: stuck::Watch,
+    unfit: Unfit,
+    teller: Teller,
     events: Receiver<Event>,
     started: Timestamp,
     beats: u64,
     stopping: bool,
     place_wanted: bool,
     signalled: bool,
+    level: log_level::LogLevel,
     rescan: bool,
     complaints: BTreeMap<&'static str, String>,
     unopened: Vec<FileName>,
@@ -92,7 +101,12 @@ struct Due {
 
 impl Dispatcher {
     /// Ready to run.
-    pub(crate) fn new(brain: Context, attempts: Attempts, events: Receiver<Event>) -> Dispatcher {
+    pub(crate) fn new(
+        brain: Context,
+        attempts: Attempts,
+        events: Receiver<Event>,
+        levels: rigor_telemetry::LevelHandle,
+    ) -> Dispatcher {
         let now = Instant::now();
         Dispatcher {
             brain,
@@ -100,12 +114,16 @@ impl Dispatcher {
             attempts,
             agents: Agents::default(),
             placer: Placer::default(),
+            stuck: stuck::Watch::default(),
+            unfit: Unfit::default(),
+            teller: Teller::default(),
             events,
             started: Timestamp::now(),
             beats: 0,
             stopping: false,
             place_wanted: true,
             signalled: true,
+            level: log_level::LogLevel::new(levels),
             rescan: false,
             complaints: BTreeMap::new(),
             unopened: Vec::new(),
@@ -239,6 +257,7 @@ impl Dispatcher {
         self.part("end the brain's own tasks", |this| {
             this.attempts.reap(&mut this.brain)
         });
+        self.signalled |= self.level.until.is_some_and(|until| until <= now);
         if std::mem::take(&mut self.signalled) {
             self.signalled = !self.part("read signals", Self::take_signals);
         }
@@ -261,6 +280,17 @@ impl Dispatcher {
                 this.place_wanted |= this.agents.look(&mut this.brain, &containment, now)?;
                 Ok(())
             });
+            self.part("look for stuck tasks", |this| {
+                let (brain, attempts) = (&mut this.brain, &mut this.attempts);
+                if this.stuck.look(brain, &this.agents, attempts, now)? {
+                    this.next.monitor = now;
+                }
+                Ok(())
+            });
+            notify::look_at_gpus(&mut self.brain, &self.agents, now);
+            self.agents.warn_missing(&mut self.brain, now);
+            self.unfit
+                .look(&mut self.brain, &self.batches, &self.agents);
         }
         if now >= self.next.beat {
             self.next.beat = now + self.brain.config.timing.heartbeat_every;
@@ -273,7 +303,13 @@ impl Dispatcher {
         }
         if now >= self.next.monitor {
             self.next.monitor = now + self.brain.config.timing.monitor_every;
-            monitor::say(&mut self.brain, &self.agents, self.batches.len(), now);
+            let held = self.batches.values().filter(|batch| batch.graph.is_held());
+            let batches = monitor::Batches {
+                open: self.batches.len(),
+                held: held.count(),
+            };
+            let stuck = self.stuck.current();
+            monitor::say(&mut self.brain, &self.agents, stuck, batches, now);
         }
         if now >= self.next.store {
             self.next.store = now + STORE_EVERY;
@@ -296,10 +332,25 @@ impl Dispatcher {
         if self.place_wanted && now >= self.next.place && !self.stopping {
             self.next.place = now + PLACE_EVERY;
             self.place_wanted = !self.part("place models", |this| {
-                this.placer.decide(&mut this.brain, &this.agents, now)
+                let batches = this.batches.values();
+                let upcoming = batches
+                    .flat_map(|batch| batch.upcoming(&this.brain))
+                    .collect();
+                this.placer
+                    .decide(&mut this.brain, &this.agents, upcoming, now)
             });
         }
-        due = due
+        let mut told = None;
+        self.part("tell what waits", |this| {
+            let (brain, batches) = (&this.brain, &this.batches);
+            let stuck = this.stuck.current();
+            told = this
+                .teller
+                .tell(brain, batches, &this.agents, &this.placer, stuck, now)?;
+            Ok(())
+        });
+        due = told
+            .map_or(due, |at| due.min(at))
             .min(self.next.agents)
             .min(self.next.beat)
             .min(self.next.monitor);
@@ -309,6 +360,7 @@ impl Dispatcher {
         if !self.brain.late.is_empty() {
             due = due.min(self.next.late);
         }
+        due = self.level.until.map_or(due, |until| due.min(until));
         if !self.complaints.is_empty() {
             due = due.min(now + TRY_AGAIN);
         }
@@ -388,6 +440,8 @@ impl Dispatcher {
                     json!({"batch": id, "plan": plan, "tasks": tasks}),
                 );
                 self.batches.insert(id, batch);
+                // What can never run is said at once.
+                self.next.agents = Instant::now();
             }
             Err(NotOpened::NotNow(error)) => {
                 return Err(error.context(format!("batch {id} cannot be opened now")));
@@ -399,6 +453,7 @@ impl Dispatcher {
                     &format!("Batch {id} is rejected"),
                     json!({"batch": id, "problems": problems}),
                 );
+                self.brain.notify.rejected(&id, &problems, Instant::now());
                 self.brain.rig.prepare_batch(&id)?;
                 let outcome = Outcome::Failed {
                     kind: FailureKind::Plan,
@@ -461,6 +516,7 @@ impl Dispatcher {
         let heartbeat = Heartbeat {
             completed,
             failed,
+            running: self.attempts.activity(&self.brain.rig),
             cpu_slots: (
                 self.attempts.running() as u32,
                 self.brain.config.limits.cpu_slots,

@@ -259,8 +259,12 @@ pub(crate) struct ShapeInfo {
     pub model: Option<String>,
     /// The key of its measurements.
     pub measured_as: String,
-    /// GPU memory that it needs whatever is measured, MiB.
-    pub fixed_mb: Option<u64>,
+    /// What it needs of GPU memory.
+    pub vram: Vram,
+    /// CPU slots.
+    pub cpus: u32,
+    /// Agents it may run on; empty: any.
+    pub on: Vec<String>,
 }
 
 impl ShapeInfo {
@@ -270,11 +274,9 @@ impl ShapeInfo {
             class: spec.class,
             model: spec.model.clone(),
             measured_as: spec.measured_as(),
-            fixed_mb: match spec.vram {
-                Vram::Fixed { mb } => Some(mb),
-                Vram::Default { estimate_mb } => estimate_mb,
-                Vram::Infer => None,
-            },
+            vram: spec.vram,
+            cpus: spec.cpus,
+            on: spec.on.clone(),
         }
     }
 }

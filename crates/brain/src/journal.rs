@@ -34,8 +34,14 @@ pub(crate) enum Entry {
     Abandon,
     /// A load that nobody took.
     LoadStale,
+    /// A task is processing and quiet for too long.
+    Stuck,
     /// An attempt was told to end.
     AbortSignal,
+    /// An attempt that had been told to end was killed.
+    ForceKill,
+    /// Only a person can mend it.
+    Escalation,
     /// A batch ended well.
     BatchComplete,
     /// A batch ended otherwise.
@@ -59,7 +65,10 @@ impl Entry {
             Entry::Retry => "RETRY",
             Entry::Abandon => "ABANDON",
             Entry::LoadStale => "LOAD_STALE",
+            Entry::Stuck => "STUCK",
             Entry::AbortSignal => "ABORT_SIGNAL",
+            Entry::ForceKill => "FORCE_KILL",
+            Entry::Escalation => "ESCALATION",
             Entry::BatchComplete => "BATCH_COMPLETE",
             Entry::BatchFailed => "BATCH_FAILED",
         }

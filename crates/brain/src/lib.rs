@@ -11,12 +11,16 @@ mod context;
 mod dispatcher;
 mod events;
 mod expand;
+mod fit;
 mod graph;
 mod journal;
 mod measured;
 mod monitor;
+mod notify;
+mod outlook;
 mod place;
 mod signals;
+mod stuck;
 mod summary;
 mod view;
 
@@ -32,7 +36,7 @@ use rigor_queue::presence::ComponentLock;
 use rigor_queue::rig::{BRAIN, Rig};
 use rigor_queue::submit::{Durability, Sequence};
 use rigor_queue::watch::Watcher;
-use rigor_telemetry::{Format, JsonLog, Options};
+use rigor_telemetry::{Format, JsonLog, LevelHandle, Options};
 
 use crate::attempts::Attempts;
 use crate::context::Context;
@@ -84,7 +88,7 @@ fn start(args: &Args) -> Result<()> {
     };
     let guard = rigor_telemetry::init(&options)?;
     rigor_telemetry::install_panic_hook("Brain");
-    let result = run(rig, config, &lock);
+    let result = run(rig, config, &lock, guard.levels());
     if let Err(error) = &result {
         rigor_telemetry::log_crash("Brain", error.as_ref(), error.backtrace());
     }
@@ -93,7 +97,7 @@ fn start(args: &Args) -> Result<()> {
     result
 }
 
-fn run(rig: Rig, config: Config, lock: &ComponentLock) -> Result<()> {
+fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> Result<()> {
     let durability = match config.rig.durability {
         rigor_config::Durability::Default => Durability::Default,
         rigor_config::Durability::Strict => Durability::Strict,
@@ -134,5 +138,5 @@ fn run(rig: Rig, config: Config, lock: &ComponentLock) -> Result<()> {
         watcher,
     );
     let attempts = Attempts::new(containment, worker, slots);
-    Dispatcher::new(brain, attempts, events).run(lock)
+    Dispatcher::new(brain, attempts, events, levels).run(lock)
 }

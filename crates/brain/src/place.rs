@@ -4,7 +4,7 @@ mod orders;
 mod picture;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use rigor_policy::placement::{self, Decision, Demand, Pending, View};
 use rigor_queue::claim::{self, Candidate};
 use rigor_queue::heartbeat::{Health, LlmBeat, Refusal};
 use rigor_queue::name::{FileName, Shape, TaskId};
+use rigor_queue::outlook::{AskedLoad, ModelOutlook};
 use rigor_queue::record::Outcome;
 use rigor_queue::rig::{Place, RIG_BATCH};
 use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
@@ -33,7 +34,9 @@ struct Open {
     model: Option<String>,
     agents: Vec<String>,
     since: Instant,
-    warned: bool,
+    since_wall: Timestamp,
+    /// That it is not there yet was said, at this age; again at twice that.
+    warned: Option<Duration>,
     ours: bool,
     expires: Option<Timestamp>,
 }
@@ -43,9 +46,20 @@ struct Open {
 pub(crate) struct Placer {
     open: BTreeMap<TaskId, Open>,
     waiting_since: BTreeMap<String, Instant>,
+    /// Since when every agent refuses script tasks of a shape for want of memory.
+    short_since: BTreeMap<Shape, Instant>,
+    /// Models that nobody can load: the gist of what was said of each.
     stranded: BTreeMap<String, String>,
-    /// Shapes of script tasks that fit no GPU; said once.
-    unfit: BTreeSet<Shape>,
+    /// What was decided last about each model that tasks wait for.
+    verdicts: Vec<Verdict>,
+}
+
+/// What was decided about a model.
+#[derive(Debug)]
+struct Verdict {
+    model: String,
+    queued: usize,
+    reason: String,
 }
 
 impl Placer {
@@ -117,7 +131,8 @@ impl Placer {
             model,
             agents,
             since: Instant::now(),
-            warned: false,
+            since_wall: Timestamp::now(),
+            warned: None,
             // An operator names the agent.
             ours: spec.on.is_empty(),
             expires,
@@ -158,29 +173,42 @@ impl Placer {
         Ok(())
     }
 
-    /// Decides and acts.
+    /// Decides and acts. `upcoming` are the models of tasks that wait for others.
     pub(crate) fn decide(
         &mut self,
         brain: &mut Context,
         agents: &Agents,
+        upcoming: BTreeSet<String>,
         now: Instant,
     ) -> Result<()> {
-        let view = self.view(brain, agents, now);
+        let view = self.view(brain, agents, upcoming, now);
         let mut stranded = BTreeSet::new();
+        let mut reasons: BTreeMap<String, String> = BTreeMap::new();
+        let mut room = None;
         for decision in placement::decide(&view) {
             match decision {
+                Decision::Keep { model, reason } => {
+                    reasons.insert(model, reason);
+                }
                 Decision::Load {
                     model,
                     count,
                     eligible,
                     reason,
                 } => {
+                    let words = format!("loads were asked of {}: {reason}", eligible.join(", "));
                     self.load(brain, &view, &model, count, eligible, &reason)?;
+                    reasons.insert(model, words);
                 }
-                Decision::Unload { agent, reason } => self.unload(brain, &agent, &reason)?,
+                Decision::Unload { agent, reason } => {
+                    self.unload(brain, &agent, &reason)?;
+                    room.get_or_insert_with(|| format!("{agent} is to free its model: {reason}"));
+                }
                 Decision::Stranded { model, reason } => {
                     stranded.insert(model.clone());
-                    if self.stranded.get(&model) != Some(&reason) {
+                    reasons.insert(model.clone(), format!("no agent can load it now: {reason}"));
+                    let gist = gist(&reason);
+                    if self.stranded.get(&model) != Some(&gist) {
                         let queued = view
                             .models
                             .iter()
@@ -195,12 +223,26 @@ impl Placer {
                             &message,
                             json!({"model": model, "queued": queued, "reason": reason}),
                         );
-                        self.stranded.insert(model, reason);
+                        self.stranded.insert(model, gist);
                     }
                 }
             }
         }
         self.stranded.retain(|model, _| stranded.contains(model));
+        self.verdicts = view
+            .models
+            .iter()
+            .filter(|demand| demand.queued > 0)
+            .map(|demand| Verdict {
+                model: demand.model.clone(),
+                queued: demand.queued,
+                // A demand that nothing was decided on is one that room is made for.
+                reason: reasons
+                    .remove(&demand.model)
+                    .or_else(|| room.clone())
+                    .unwrap_or_default(),
+            })
+            .collect();
         self.withdraw(brain, &view)?;
         self.warn_untaken(brain, agents, now);
         Ok(())
@@ -211,12 +253,72 @@ impl Placer {
         let warn = brain.config.timing.load_warn;
         self.open
             .values()
-            .filter(|open| !open.warned && open.model.is_some())
-            .filter(|open| {
-                let index = brain.queue.get(&Class::Meta);
-                index.is_some_and(|index| index.contains(&open.name))
-            })
-            .map(|open| open.since + warn)
+            .filter(|open| open.model.is_some())
+            .map(|open| open.since + open.warned.map_or(warn, |said| said * 2))
             .min()
+    }
+
+    /// What displays are told about models.
+    pub(crate) fn outlook(&self, brain: &Context, agents: &Agents) -> Vec<ModelOutlook> {
+        let holders = |model: &str| {
+            let of = agents.iter().filter(|(_, agent)| {
+                agent.alive
+                    && agent.heartbeat.as_ref().is_some_and(|beat| {
+                        matches!(&beat.llm, LlmBeat::Hot { model: held, .. } | LlmBeat::Loading { model: held, .. } if held == model)
+                    })
+            });
+            of.map(|(name, _)| name.clone()).collect()
+        };
+        let queued = brain.queue.get(&Class::Meta);
+        let asked = |model: &str| {
+            let of = self.open.values().filter(|open| {
+                open.model.as_deref() == Some(model)
+                    && queued.is_some_and(|index| index.contains(&open.name))
+            });
+            of.map(|open| AskedLoad {
+                id: open.name.id,
+                since: open.since_wall,
+                eligible: open.agents.clone(),
+            })
+            .collect()
+        };
+        self.verdicts
+            .iter()
+            .map(|verdict| ModelOutlook {
+                model: verdict.model.clone(),
+                queued: verdict.queued,
+                holders: holders(&verdict.model),
+                asked: asked(&verdict.model),
+                reason: verdict.reason.clone(),
+            })
+            .collect()
+    }
+}
+
+/// A reason without its numbers: it is said again when it is another one, not when a queue got
+/// shorter or a GPU warmer.
+fn gist(reason: &str) -> String {
+    reason
+        .split(' ')
+        .filter(|word| !word.starts_with(|first: char| first.is_ascii_digit() || first == '('))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gist;
+
+    #[test]
+    fn numbers_make_no_other_reason_but_agents_do() {
+        let said = gist("gpu-1 kept for 12 queued script tasks, gpu-2 thermal (84C >= 80C)");
+        assert_eq!(
+            said,
+            gist("gpu-1 kept for 3 queued script tasks, gpu-2 thermal (91C >= 80C)")
+        );
+        assert_ne!(
+            said,
+            gist("gpu-2 kept for 12 queued script tasks, gpu-1 thermal (84C >= 80C)")
+        );
     }
 }

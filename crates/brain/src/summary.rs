@@ -8,15 +8,19 @@ use std::io::Write as _;
 
 use anyhow::{Context as _, Result};
 use jiff::Timestamp;
+use rigor_config::NotifyEvent;
 use rigor_queue::lane::Lane;
 use rigor_queue::record::{AttemptRecord, Outcome};
 use rigor_queue::task::Class;
 use rigor_queue::{records, submit};
+use rigor_snapshot::BatchGpuTime;
 use serde::Serialize;
+use serde_json::json;
 
 use crate::batch::Batch;
 use crate::context::Context;
 use crate::graph::{Phase, State};
+use crate::notify::Notice;
 
 /// Failures shown in full; more of the same cause are counted.
 const EXAMPLES_PER_CAUSE: usize = 5;
@@ -41,6 +45,8 @@ pub(crate) struct Summary {
     simulated_gpus: bool,
     tasks: Vec<TaskSummary>,
     agents: Vec<AgentSummary>,
+    /// None where the rig has no GPU, or where no journal could be read.
+    gpu_time: Option<BatchGpuTime>,
     failures: Vec<FailureSummary>,
     #[serde(skip)]
     records: Vec<AttemptRecord>,
@@ -153,6 +159,14 @@ pub(crate) fn make(brain: &Context, batch: &Batch, state: Lane) -> Result<Summar
         .collect();
     failures.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.reason.cmp(&b.reason)));
     let ended = Timestamp::now();
+    let gpu_time = BatchGpuTime::read(&brain.rig, &brain.config, &batch.id, batch.submitted, ended)
+        .unwrap_or_else(|error| {
+            tracing::warn!(batch = %batch.id,
+                    "What the GPUs' time went into is not in the summary of {}: {error}", batch.id);
+            None
+        });
+    // Cut as the GPU time is, so that both are the same.
+    let wall_ms = ended.as_millisecond() - batch.submitted.as_millisecond();
     let totals = batch.graph.totals();
     let retries = records
         .iter()
@@ -165,7 +179,7 @@ pub(crate) fn make(brain: &Context, batch: &Batch, state: Lane) -> Result<Summar
         state,
         submitted: batch.submitted,
         ended,
-        wall_seconds: ended.duration_since(batch.submitted).as_secs_f64(),
+        wall_seconds: wall_ms as f64 / 1000.0,
         total: totals.total,
         done: totals.done,
         failed: totals.failed,
@@ -174,9 +188,43 @@ pub(crate) fn make(brain: &Context, batch: &Batch, state: Lane) -> Result<Summar
         simulated_gpus: brain.config.nvml.simulated,
         tasks,
         agents,
+        gpu_time,
         failures,
         records,
     })
+}
+
+impl Summary {
+    /// What is told of the batch's end; `message` is the log's.
+    pub(crate) fn notice(&self, message: &str) -> Notice {
+        let event = match self.state {
+            Lane::Failed => NotifyEvent::BatchFailed,
+            _ => NotifyEvent::BatchFinished,
+        };
+        let loss = self
+            .gpu_time
+            .as_ref()
+            .and_then(|time| time.largest_loss.as_deref());
+        Notice {
+            event,
+            subject: self.batch.clone(),
+            message: match loss {
+                Some(loss) => format!("{message}. {loss}"),
+                None => message.to_owned(),
+            },
+            details: json!({
+                "batch": self.batch,
+                "plan": self.plan,
+                "state": self.state,
+                "done": self.done,
+                "failed": self.failed,
+                "cancelled": self.cancelled,
+                "total": self.total,
+                "wall_seconds": self.wall_seconds,
+                "largest_loss": loss,
+            }),
+        }
+    }
 }
 
 /// Writes the summary, every record to `results/attempts.jsonl`, and the output of failed
@@ -288,6 +336,12 @@ fn render(summary: &Summary, out: &mut String) -> std::fmt::Result {
             classes.join(", "),
             duration(agent.task_seconds)
         )?;
+    }
+    if let Some(time) = &summary.gpu_time {
+        writeln!(out, "\n## What the GPUs' time went into\n")?;
+        for line in time.lines() {
+            writeln!(out, "{line}")?;
+        }
     }
     if !summary.failures.is_empty() {
         writeln!(out, "\n## What did not work\n")?;

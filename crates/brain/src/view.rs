@@ -44,6 +44,7 @@ pub(crate) fn make(batch: &Batch, state: &str) -> Value {
                 "failed": counts.failed,
                 "cancelled": counts.cancelled,
                 "problem": problem,
+                "per_item": task.deps.iter().filter(|dep| dep.per_item).map(|dep| dep.task.as_str()).collect::<Vec<_>>(),
                 "depends_on": task.deps.iter().map(|dep| dep.task.as_str()).collect::<Vec<_>>(),
             })
         })

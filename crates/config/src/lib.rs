@@ -5,6 +5,7 @@
 //! `rigor init` leaves. Users read `docs/configuration.md`.
 
 mod model;
+mod notify;
 mod parse;
 mod problem;
 mod render;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use model::{Model, ModelKind, Serving};
+pub use notify::{Notify, NotifyEvent};
 pub use problem::{ConfigError, Problem, UnknownName, nearest};
 pub use render::{InitAnswers, InitGpu, render};
 pub use secret::{Secret, SecretError, SecretText};
@@ -55,6 +57,8 @@ pub struct Config {
     pub stuck: Stuck,
     /// `[log]`.
     pub log: Log,
+    /// `[notify]`; none: nobody is told anything.
+    pub notify: Option<Notify>,
     /// `[secrets]`, by name.
     pub secrets: BTreeMap<String, Secret>,
 }

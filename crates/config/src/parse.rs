@@ -1,6 +1,7 @@
 //! From the text of a rig.toml to a [`Config`], or to every mistake in it.
 
 mod catalogue;
+mod notify;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -85,6 +86,7 @@ fn config(root: &Section<'_, '_>, source: &Source<'_>, path: &Path) -> Config {
         timing: timing(&root.table("timing")),
         stuck: stuck(&root.table("stuck")),
         log: log(&root.table("log")),
+        notify: notify::notify(&root.table("notify")),
         secrets: secrets(&root.table("secrets"), source, rig_dir),
     };
     root.refuse_unknown_keys();

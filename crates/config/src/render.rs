@@ -144,6 +144,13 @@ const DEFAULTS: &str = r#"
 # max_size = "100MB"
 # keep = 5                     # rotated files
 
+[notify]
+# command = "mail -s rigor me@example.org"   # run by bash when something happens, with a JSON object on its input
+# on = ["batch_finished", "batch_failed", "agent_dead", "gpu_idle"]
+# gpu_idle_after = "10m"       # a GPU that is idle this long while work is queued
+# every = "1m"                 # at most one of each event and subject in this time
+# timeout = "30s"              # then the command is killed
+
 [secrets]
 # HF_TOKEN = { file = "/home/me/.hf-token" }   # or { env = "HF_TOKEN" }, or the text itself if this file is yours alone
 "#;

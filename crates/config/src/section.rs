@@ -311,6 +311,78 @@ impl<'s, 'i> Section<'s, 'i> {
         texts
     }
 
+    /// A program with its arguments: a list of them, or a text that bash is to run. Never empty.
+    pub(crate) fn command(&self, key: &'static str) -> Option<Vec<String>> {
+        const EXPECTED: &str =
+            "a string that bash runs, or a list such as [\"program\", \"argument\"]";
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::String(text) if !text.trim().is_empty() => {
+                Some(vec!["bash".to_owned(), "-c".to_owned(), text.to_string()])
+            }
+            DeValue::Array(items) if !items.is_empty() => {
+                let words = self.texts(key);
+                let program = words.first().is_some_and(|program| !program.is_empty());
+                if words.len() == items.len() && !program {
+                    self.problem(
+                        key,
+                        format!("`{key}` names no program: its first word is empty"),
+                    );
+                }
+                (words.len() == items.len() && program).then_some(words)
+            }
+            DeValue::String(_) | DeValue::Array(_) => {
+                self.problem(key, format!("`{key}` is empty: write {EXPECTED}"));
+                None
+            }
+            other => {
+                self.wrong_type(key, other, EXPECTED);
+                None
+            }
+        }
+    }
+
+    /// Several of a closed list of words; absent is none.
+    pub(crate) fn choices<T: Copy>(
+        &self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> Option<Vec<T>> {
+        let words = || choices.iter().map(|(word, _)| *word);
+        let list = words()
+            .map(|word| format!("\"{word}\""))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let value = self.value(key)?;
+        let DeValue::Array(items) = value.get_ref() else {
+            self.wrong_type(key, value.get_ref(), &format!("a list of {list}"));
+            return None;
+        };
+        let mut chosen = Vec::new();
+        for item in items.iter() {
+            let text = item.get_ref().as_str();
+            let known = choices.iter().find(|(word, _)| Some(*word) == text);
+            match (known, text) {
+                (Some((_, choice)), _) => chosen.push(*choice),
+                (None, Some(text)) => {
+                    let near = nearest(text, words()).unwrap_or_default();
+                    self.source.problem(
+                        item.span().start,
+                        format!("`{key}` knows {list}, not \"{text}\" (the nearest is \"{near}\")"),
+                    );
+                }
+                (None, None) => self.source.problem(
+                    item.span().start,
+                    format!(
+                        "`{key}` must be a list of {list}; this one is {}",
+                        kind(item.get_ref())
+                    ),
+                ),
+            }
+        }
+        Some(chosen)
+    }
+
     /// Every entry of a table whose keys are the user's own, with the place of its value.
     pub(crate) fn entries(&self) -> Vec<(&'s str, Range<usize>, &'s DeValue<'i>)> {
         let entry = |(key, value): (&'s Spanned<_>, &'s Spanned<DeValue<'i>>)| {

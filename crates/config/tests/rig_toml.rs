@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rigor_config::{
-    Config, ConfigError, Durability, InitAnswers, InitGpu, Model, ModelKind, Secret, Serving,
-    render,
+    Config, ConfigError, Durability, InitAnswers, InitGpu, Model, ModelKind, Notify, NotifyEvent,
+    Secret, Serving, render,
 };
 
 /// The example of the design, which other programs rely on.
@@ -210,6 +210,49 @@ fn a_warning_must_come_before_the_kill() {
             "3: `heartbeat_warn` (60s) must be longer than `heartbeat_every` (60s)",
             "4: `heartbeat_hung` (30s) must be longer than `heartbeat_warn` (60s)",
         ],
+    );
+}
+
+#[test]
+fn who_is_told_of_what_is_read_and_checked() {
+    assert!(parse("").unwrap().notify.is_none());
+    assert!(parse("[notify]\n").unwrap().notify.is_none());
+    let told = |text: &str| parse(&format!("[notify]\n{text}")).unwrap().notify.unwrap();
+    let shell = told("command = \"cat > /tmp/x\"\n");
+    assert_eq!(shell.command, ["bash", "-c", "cat > /tmp/x"]);
+    assert_eq!(shell.on.len(), 4, "all by default");
+    assert_eq!(shell.gpu_idle_after, Duration::from_secs(600));
+    assert_eq!(
+        (shell.every, shell.timeout),
+        (Duration::from_secs(60), Duration::from_secs(30))
+    );
+    let list =
+        told("command = [\"notify\", \"-q\"]\non = [\"gpu_idle\"]\ngpu_idle_after = \"1h\"\n");
+    assert_eq!(list.command, ["notify", "-q"]);
+    assert_eq!(list.on, [NotifyEvent::GpuIdle].into());
+    assert_eq!(list.gpu_idle_after, Duration::from_secs(3600));
+    assert!(told("command = [\"x\"]\non = []\n").on.is_empty());
+    let events = "\"batch_finished\", \"batch_failed\", \"agent_dead\", \"gpu_idle\"";
+    refused(
+        "[notify]\non = [\"gpu_idle\", \"agent_daed\", 3]\nevery = \"1\"\nevry = 1\n",
+        &[
+            "1: [notify] has no `command`: add command = \"mail -s rigor me@example.org\"",
+            &format!("2: `on` knows {events}, not \"agent_daed\" (the nearest is \"agent_dead\")"),
+            &format!("2: `on` must be a list of {events}; this one is a whole number"),
+            "3: `every` must be a duration such as \"30s\", \"5m\" or \"1h 30m\" and above zero, not \"1\"",
+            "4: unknown key `evry` in [notify]; the nearest known one is `every`",
+        ],
+    );
+    refused(
+        "[notify]\ncommand = \" \"\non = \"gpu_idle\"\n",
+        &[
+            "2: `command` is empty: write a string that bash runs, or a list such as [\"program\", \"argument\"]",
+            &format!("3: `on` must be a list of {events}, not a string"),
+        ],
+    );
+    refused(
+        "[notify]\ncommand = [\"\", \"x\"]\n",
+        &["2: `command` names no program: its first word is empty"],
     );
 }
 
@@ -433,6 +476,17 @@ fn the_defaults_in_the_comments_are_the_defaults() {
     expected.limits.cpu_slots = 8;
     expected.limits.script_slots = Some(2);
     expected.stuck.abort_after = Some(Duration::from_secs(1800));
+    expected.notify = Some(Notify {
+        command: vec![
+            "bash".into(),
+            "-c".into(),
+            "mail -s rigor me@example.org".into(),
+        ],
+        ..parse("[notify]\ncommand = [\"true\"]\n")
+            .unwrap()
+            .notify
+            .unwrap()
+    });
     expected.secrets = shown.secrets.clone();
     assert_eq!(shown.secrets.len(), 1);
     assert_eq!(shown, expected);

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Access;
@@ -53,6 +53,16 @@ pub(crate) fn create(path: &Path) -> Result<(), ExecError> {
 /// The rig's cgroup goes with its last attempt; the kernel refuses while there is another.
 fn remove_parent(path: &Path) {
     let _ = path.parent().map(fs::remove_dir);
+}
+
+/// CPU time of all that ever ran in the cgroup; none where nothing did: the attempt is elsewhere.
+pub(crate) fn cpu_time(path: &Path) -> Option<Duration> {
+    let text = fs::read_to_string(path.join("cpu.stat")).ok()?;
+    let usage = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?;
+    let usec = usage.trim().parse().ok().filter(|usec| *usec > 0)?;
+    Some(Duration::from_micros(usec))
 }
 
 /// Removes the cgroup of an attempt if nothing lives in it. `false`: something does.
@@ -234,6 +244,19 @@ fn unescape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cpu_time_is_told_where_anything_ran() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(cpu_time(dir.path()), None);
+        let stat = |usage: u64| {
+            let text = format!("usage_usec {usage}\nuser_usec 1\nsystem_usec 1\n");
+            fs::write(dir.path().join("cpu.stat"), text).expect("write");
+            cpu_time(dir.path())
+        };
+        assert_eq!(stat(0), None);
+        assert_eq!(stat(1500), Some(Duration::from_micros(1500)));
+    }
 
     #[test]
     fn the_mount_is_found_where_it_is() {

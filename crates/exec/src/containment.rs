@@ -106,6 +106,12 @@ impl Containment {
         })
     }
 
+    /// CPU time that the attempt's cgroup has used; `None` in the tier without, and where the
+    /// worker could not join it.
+    pub(crate) fn cpu_time(&self, id: TaskId, attempt: u32) -> Option<Duration> {
+        cgroup::cpu_time(&self.cgroup_of(id, attempt)?)
+    }
+
     /// Makes the cgroup of an attempt; `None` in the tier without.
     pub(crate) fn enter(&self, id: TaskId, attempt: u32) -> Result<Option<PathBuf>, ExecError> {
         match self.cgroup_of(id, attempt) {

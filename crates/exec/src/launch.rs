@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rigor_queue::claim::Held;
 use rigor_queue::name::FileName;
+use rigor_queue::record::FailureKind;
 use rigor_queue::rig::Rig;
 use rigor_queue::task::TaskSpec;
 use rustix::process::{Pid, Signal, kill_process};
@@ -61,6 +62,7 @@ pub struct Running {
     pub(crate) started_at: jiff::Timestamp,
     pub(crate) oom_kills_before: Option<u64>,
     pub(crate) ended_because: OnceLock<String>,
+    pub(crate) ended_as: OnceLock<FailureKind>,
     child: Child,
     exited: Option<ExitStatus>,
 }
@@ -114,6 +116,7 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, ExecError> {
             started_at: jiff::Timestamp::now(),
             oom_kills_before,
             ended_because: OnceLock::new(),
+            ended_as: OnceLock::new(),
             child,
             exited: None,
         }),
@@ -145,7 +148,7 @@ impl Running {
     }
 
     /// Asks the worker to end its command (SIGTERM, grace, SIGKILL), to write the record with
-    /// [`FailureKind::Aborted`](rigor_queue::record::FailureKind::Aborted) and to exit. `reason`
+    /// [`FailureKind::Aborted`] and to exit. `reason`
     /// gets into the record when it is settled; the first one counts.
     pub fn terminate(&self, reason: &str) -> io::Result<()> {
         if self.exited.is_some() {
@@ -156,6 +159,12 @@ impl Running {
         let pid = Pid::from_raw(self.child.id() as i32);
         let pid = pid.expect("a child's pid is positive");
         Ok(kill_process(pid, Signal::TERM)?)
+    }
+
+    /// What an attempt that is then terminated or killed failed of, in its record. Where nothing is
+    /// said it is [`FailureKind::Aborted`]; the first one counts.
+    pub fn end_as(&self, kind: FailureKind) {
+        let _ = self.ended_as.set(kind);
     }
 
     /// Kills the worker and its whole tree at once. `reason` gets into the record when it is

@@ -2,8 +2,9 @@
 //!
 //! The agent claims a task and calls [`spawn`]; when the worker has exited it calls [`settle`],
 //! makes the record durable, and calls [`finish`]. What a dead agent left behind is taken back by
-//! [`recovery::recover`]. The tree of an attempt never outlives the attempt: see [`Containment`].
+//! [`recovery::recover`]. Whether it still does anything is told by [`activity`]. The tree of an attempt never outlives the attempt: see [`Containment`].
 
+pub mod activity;
 mod cgroup;
 mod containment;
 mod error;

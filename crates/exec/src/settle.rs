@@ -66,14 +66,16 @@ pub fn settle(
     if let (
         Some(why),
         Outcome::Failed {
-            kind: FailureKind::Aborted,
+            kind: kind @ FailureKind::Aborted,
             reason,
         },
     ) = (running.ended_because.get(), &mut record.outcome)
-        && why != reason
     {
-        *reason = why.clone();
-        changed = true;
+        // The worker knows that it was told to end, not why.
+        let ended_as = running.ended_as.get().copied().unwrap_or(*kind);
+        changed |= why != reason || ended_as != *kind;
+        *kind = ended_as;
+        reason.clone_from(why);
     }
     if changed {
         records::replace(rig, &record)?;
@@ -210,7 +212,11 @@ fn lost_record(agent: &str, running: &Running, status: ExitStatus) -> AttemptRec
     };
     let outcome = match running.ended_because.get() {
         Some(why) => Outcome::Failed {
-            kind: FailureKind::Aborted,
+            kind: running
+                .ended_as
+                .get()
+                .copied()
+                .unwrap_or(FailureKind::Aborted),
             reason: why.clone(),
         },
         None => Outcome::Failed {

@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use rigor_config::Config;
 use rigor_exec::Containment;
 use rigor_gpu::Condition;
-use rigor_policy::admission::Decision;
 use rigor_queue::heartbeat::{Health, Refusal, Verdict};
 use rigor_queue::presence::ComponentLock;
 use rigor_queue::rig::{Place, Rig};
@@ -20,16 +19,20 @@ use rigor_queue::task::Class;
 use rigor_queue::watch::{Wake, Watcher};
 use rigor_telemetry::{Level, LevelHandle};
 
+use crate::activity::Signs;
 use crate::attempts::Attempts;
 use crate::beat::Beat;
 use crate::committer::Committer;
 use crate::device::{Device, SAMPLE_EVERY};
 use crate::event::Event;
+use crate::judged::Judged;
 use crate::lines::Lines;
 use crate::llm::Llm;
 use crate::measured::Measured;
 use crate::queues::{CLASSES, Queues};
+use crate::reasons::Journal;
 use crate::side::Side;
+use crate::stall;
 
 /// Events that are taken in before anything is decided from them: a burst of files is one look.
 const EVENTS_AT_ONCE: usize = 10_000;
@@ -89,7 +92,7 @@ impl Counts {
 pub(crate) struct Trouble {
     /// No worker could be started, so only a start shows that it is over.
     starting: bool,
-    reason: String,
+    pub(crate) reason: String,
     pub(crate) until: Instant,
     wait: Duration,
 }
@@ -124,11 +127,10 @@ pub(crate) struct Agent {
     pub(crate) beat: Beat,
     pub(crate) lines: Lines,
 
-    pub(crate) decision: Decision,
-    pub(crate) idle_verdict: Option<Verdict>,
-    /// What the first queued task needs that is refused for want of a model.
-    pub(crate) wanted_model: Option<String>,
-    pub(crate) preferred: &'static [Class],
+    /// Why what is queued is refused; none before the first look at it.
+    pub(crate) judged: Option<Judged>,
+    pub(crate) journal: Journal,
+    pub(crate) signs: Signs,
     pub(crate) draining: Option<String>,
     /// An operator wants it empty; unlike `draining` it does not end, and can be undone.
     pub(crate) drained: Option<String>,
@@ -136,8 +138,12 @@ pub(crate) struct Agent {
     pub(crate) quarantine: Option<String>,
     pub(crate) trouble: Option<Trouble>,
     pub(crate) stop: Stop,
-    /// The last claim or end of an attempt: idleness counts from here.
-    pub(crate) last_claim: Instant,
+    /// The last claim or end of an attempt, of the GPU's classes where there is a GPU: idleness
+    /// counts from here.
+    pub(crate) last_work: Instant,
+    pub(crate) last_work_at: Timestamp,
+    /// Since when tasks are queued and nothing is done.
+    pub(crate) waiting_since: Option<Instant>,
     pub(crate) claims_sync_at: Option<Instant>,
     pub(crate) signals_changed: bool,
     pub(crate) rescan_at: Option<Instant>,
@@ -155,14 +161,19 @@ impl Agent {
         self.rescan();
         self.take_signals();
         loop {
+            let since = stall::clock();
             self.act();
+            self.after_look(since);
             match self.stop {
                 Stop::AtOnce => return Ok(()),
                 Stop::Drained if self.is_drained() => return Ok(()),
                 Stop::Drained | Stop::No => {}
             }
             let wait = self.deadline().saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(wait) {
+            let since = stall::clock();
+            let event = self.events.recv_timeout(wait);
+            self.after_wait(since, wait);
+            match event {
                 Ok(event) => {
                     self.take(event)?;
                     for _ in 1..EVENTS_AT_ONCE {
@@ -214,6 +225,7 @@ impl Agent {
         }
         self.sample_if_due(now);
         self.say_idle(now);
+        self.note_reason();
         self.beat_if_due(now);
     }
 
@@ -231,6 +243,7 @@ impl Agent {
                 }
             }
             Event::Reading(result) => self.read(result),
+            Event::Activity(signs) => self.signs_read(signs),
             Event::Loaded(result) => self.loaded(result),
             Event::Unloaded(result) => self.unloaded(result),
             Event::Runtime(event) => self.runtime_event(event),
@@ -330,8 +343,8 @@ impl Agent {
     fn sample_if_due(&mut self, now: Instant) {
         let running = self.attempts.of_class(Class::Script) > 0 || self.llm.served().is_some();
         // Memory of a task that has ended may take the driver a while to give back.
-        let mut refusals = self.decision.refusals.iter().flatten();
-        let short = refusals.any(|refusal| refusal.code == Refusal::VramShort);
+        let judged = self.judged.as_ref();
+        let short = judged.is_some_and(|judged| judged.refuses(Refusal::VramShort));
         let every = if running || short || self.llm.is_busy() {
             SAMPLE_EVERY
         } else {
@@ -347,29 +360,12 @@ impl Agent {
         device.request_at(now + every);
     }
 
-    fn say_idle(&mut self, now: Instant) {
-        let idle_for = now - self.last_claim;
-        let queued = self.queues.total();
-        if queued == 0 || idle_for < self.config.timing.idle_warn {
-            return;
-        }
-        let Some(verdict) = self.idle() else { return };
-        let model = self.wanted_model.as_deref();
-        let remedy = match (verdict.code, model) {
-            (Refusal::ModelNotLoaded, Some(model)) => {
-                Some(format!("rigor load {} {model}", self.name))
-            }
-            (Refusal::Paused, _) => Some(format!("rigor resume {}", self.name)),
-            _ => None,
-        };
-        self.lines
-            .idle(idle_for, queued, &verdict, remedy.as_deref());
-    }
-
     /// When something is due although nothing happens.
     fn deadline(&self) -> Instant {
         let now = Instant::now();
-        let idle_at = self.last_claim + self.config.timing.idle_warn;
+        let idle_at = self
+            .waiting_since
+            .map(|since| since + self.config.timing.idle_warn);
         let due = [
             Some(now + LOOK_EVERY),
             Some(self.beat_due(now)),
@@ -385,7 +381,7 @@ impl Agent {
             self.llm.retry_due(now),
             self.rescan_at,
             self.claims_sync_at,
-            Some(idle_at).filter(|at| *at > now),
+            idle_at.filter(|at| *at > now),
         ];
         due.into_iter().flatten().min().unwrap_or(now)
     }
@@ -404,7 +400,7 @@ impl Agent {
         if let Some(reason) = &self.quarantine {
             return (Health::Quarantined, because(Refusal::GpuLost, reason));
         }
-        if let Some(trouble) = self.trouble.as_ref().filter(|it| it.until > Instant::now()) {
+        if let Some(trouble) = self.refusing() {
             return (
                 Health::Quarantined,
                 because(Refusal::Backoff, &trouble.reason),
@@ -417,6 +413,14 @@ impl Agent {
             (Some(ailment), None) => (Health::Constrained, Some(ailment)),
             (None, None) => (Health::Healthy, None),
         }
+    }
+
+    /// The trouble that keeps the agent from claiming anything now: for a while after a failure,
+    /// and until results that could not be written are. There would only be more of them.
+    pub(crate) fn refusing(&self) -> Option<&Trouble> {
+        self.trouble
+            .as_ref()
+            .filter(|trouble| trouble.until > Instant::now() || self.has_unfinished())
     }
 
     /// Claims nothing for a while: the rig's directory cannot be read or written.
@@ -447,11 +451,6 @@ impl Agent {
                 wait.as_secs()
             );
         }
-        self.decision = Decision::default();
-        self.idle_verdict = Some(Verdict {
-            code: Refusal::Backoff,
-            detail: reason.to_owned(),
-        });
         let starting = starting || before.is_some_and(|trouble| trouble.starting);
         self.trouble = Some(Trouble {
             starting,

@@ -1,5 +1,6 @@
 //! Attempts: workers started, watched and settled.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::process::ExitStatus;
 use std::time::Instant;
@@ -58,6 +59,19 @@ impl Attempt {
         self.running.started
     }
 
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
+    }
+
+    pub(crate) fn lease(&self) -> Option<&str> {
+        self.lease.as_deref()
+    }
+
+    /// After its tree was killed: leaves no zombie.
+    pub(crate) fn reap(&mut self) {
+        let _ = self.running.try_wait();
+    }
+
     /// `a1b2c3d4.a1`: which worker.
     fn worker_id(&self) -> String {
         format!(
@@ -74,6 +88,21 @@ impl Attempts {
         self.running
             .iter()
             .chain(self.unsettled.iter().map(|(attempt, _)| attempt))
+    }
+
+    /// Those whose worker was not seen to exit.
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &Running> {
+        self.running.iter().map(|attempt| &attempt.running)
+    }
+
+    /// Takes out those whose task file is not among `ours`.
+    pub(crate) fn take_others(&mut self, ours: &HashSet<FileName>) -> Vec<Attempt> {
+        let other = |attempt: &Attempt| !ours.contains(attempt.name());
+        let running = self.running.extract_if(.., |attempt| other(attempt));
+        let mut others: Vec<Attempt> = running.collect();
+        let unsettled = self.unsettled.extract_if(.., |(attempt, _)| other(attempt));
+        others.extend(unsettled.map(|(attempt, _)| attempt));
+        others
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -301,7 +330,7 @@ impl Agent {
             }
         }
         self.give_back_memory(attempt.lease.as_deref());
-        self.last_claim = Instant::now();
+        self.worked(attempt.class());
         self.committer.finish(Job {
             name: attempt.running.name,
             record,
@@ -321,7 +350,7 @@ impl Agent {
         seen.or(told.then_some(0))
     }
 
-    fn give_back_memory(&mut self, lease: Option<&str>) {
+    pub(crate) fn give_back_memory(&mut self, lease: Option<&str>) {
         if let (Some(device), Some(lease)) = (&mut self.device, lease) {
             device.release(lease);
         }

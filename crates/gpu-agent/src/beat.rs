@@ -4,7 +4,7 @@ use std::fs::File;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
-use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat, Refusal, Verdict};
+use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat, Refusal};
 use rigor_queue::presence;
 use rigor_queue::task::Class;
 
@@ -67,6 +67,7 @@ impl Agent {
     }
 
     pub(crate) fn send_beat(&mut self, now: Instant) {
+        self.sample_activity(now);
         let state = self.beat_state(now);
         let heartbeat = self.heartbeat(now);
         self.beat.sent_at = Some(now);
@@ -105,25 +106,21 @@ impl Agent {
         }
     }
 
-    /// Why nothing is claimed; none while the agent works.
-    pub(crate) fn idle(&self) -> Option<Verdict> {
-        let works = self.attempts.len() > 0 || self.llm.is_busy();
-        if works {
-            None
-        } else {
-            self.idle_verdict.clone()
-        }
-    }
-
     fn heartbeat(&mut self, now: Instant) -> Heartbeat {
         self.beat.sequence += 1;
         let (health, ailment) = self.health();
+        let refused = self.refused(now);
+        let idle = self.idle();
         Heartbeat {
             health_reason: ailment.map(|verdict| verdict.detail),
             gpu: self.device.as_ref().map(crate::device::Device::beat),
             llm: self.llm.beat(now),
-            idle: self.idle(),
-            verdicts: self.decision.verdicts.clone(),
+            idle_since: idle.is_some().then_some(self.last_work_at),
+            idle,
+            verdicts: refused.verdicts,
+            shapes: refused.shapes,
+            shapes_cut: refused.cut,
+            running: self.running_beats(),
             completed: self.counts.completed(),
             failed: self.counts.failed(),
             cpu_slots: (self.attempts.cpus(), self.cpu_slots),
@@ -139,7 +136,7 @@ impl Agent {
         } else if self.llm.is_busy() {
             heartbeat.llm.as_str().to_owned()
         } else {
-            format!("idle, idle: {}s", (now - self.last_claim).as_secs())
+            format!("idle, idle: {}s", (now - self.last_work).as_secs())
         };
         let gpu = heartbeat.gpu.as_ref().map_or(String::new(), |gpu| {
             let temperature = gpu

@@ -12,6 +12,7 @@ use rigor_queue::rig::Place;
 use rigor_queue::task::{Class, Work};
 
 use crate::agent::Agent;
+use crate::judged::Judged;
 use crate::model::model_need;
 use crate::queues::{Knowledge, Listed};
 
@@ -50,21 +51,13 @@ impl Agent {
         loop {
             // After a failure nothing is claimed for a while, and not before results that could
             // not be written are: there would only be more of them.
-            if self
-                .trouble
-                .as_ref()
-                .is_some_and(|trouble| Instant::now() < trouble.until)
-                || (self.trouble.is_some() && self.has_unfinished())
-            {
-                return;
+            if self.refusing().is_some() {
+                break;
             }
             match self.claim_next(&mut tried) {
                 Ok(Round::Again) => {}
                 Ok(Round::Nothing) => break,
-                Err(error) => {
-                    self.in_trouble(&error.to_string());
-                    return;
-                }
+                Err(error) => self.in_trouble(&error.to_string()),
             }
         }
         self.say_nothing_claimed(&tried);
@@ -73,37 +66,23 @@ impl Agent {
     fn claim_next(&mut self, tried: &mut Tried) -> Result<Round, QueueError> {
         let now = Instant::now();
         let listed = self.list_candidates(now)?;
-        let state = self.admission_state(now);
-        let candidates: Vec<_> = listed
-            .iter()
-            .map(|listed| listed.candidate.clone())
-            .collect();
-        let decision = admission::decide(&state, &candidates);
-        self.wanted_model = self.wanted_model(&listed, &decision.refusals);
-        self.queues.note_refusals(&listed, &decision.refusals, now);
-        let admitted = decision.admit.map(|at| &listed[at]);
-        self.idle_verdict = decision.idle(&state);
-        let chosen =
-            admitted.and_then(|listed| Some((listed.key?, listed.candidate.needs.clone())));
-        self.preferred = admission::preferred(&state);
-        self.decision = decision;
+        let (candidates, keys) = listed
+            .into_iter()
+            .map(|listed| (listed.candidate, listed.key))
+            .unzip();
+        let judged = Judged::of(self.admission_state(now), candidates, keys);
+        self.queues
+            .note_refusals(&judged.keys, &judged.decision.refusals, now);
+        let chosen = judged.decision.admit.and_then(|at| {
+            let needs = judged.candidates[at].needs.clone();
+            Some((judged.keys[at]?, needs))
+        });
+        self.judged = Some(judged);
         let Some(((class, name), needs)) = chosen else {
             return Ok(Round::Nothing);
         };
         self.try_claim(class, name, &needs, tried)?;
         Ok(Round::Again)
-    }
-
-    /// The model of the first candidate that is refused for want of one.
-    fn wanted_model(&self, listed: &[Listed], refusals: &[Option<Verdict>]) -> Option<String> {
-        listed.iter().zip(refusals).find_map(|(listed, refusal)| {
-            match (&listed.candidate.needs, refusal.as_ref().map(|it| it.code)) {
-                (Needs::Llm { model, .. }, Some(Refusal::ModelNotLoaded)) => {
-                    model.clone().or_else(|| self.default_model.clone())
-                }
-                _ => None,
-            }
-        })
     }
 
     fn list_candidates(&mut self, now: Instant) -> Result<Vec<Listed>, QueueError> {
@@ -285,7 +264,7 @@ impl Agent {
             agent = %self.name,
             "Claimed {class} task: {short} ({what}){memory}"
         );
-        self.last_claim = Instant::now();
+        self.worked(class);
         match &held.spec.work {
             Work::LoadLlm { model, .. } => {
                 let model = model.clone();
@@ -362,7 +341,7 @@ impl Agent {
             code: Refusal::QueueEmpty,
             detail: String::new(),
         };
-        let verdict = self.idle_verdict.clone().unwrap_or(empty);
+        let verdict = self.nothing_because().unwrap_or(empty);
         let code = verdict.code;
         let text = match code {
             Refusal::QueueEmpty => "Queue empty".to_owned(),
@@ -370,8 +349,9 @@ impl Agent {
             | Refusal::ModelNotLoaded
             | Refusal::WrongModel
             | Refusal::RuntimeFailing => {
-                let preferred: Vec<&str> =
-                    self.preferred.iter().map(|class| class.as_str()).collect();
+                let state = self.judged.as_ref().map(|judged| &judged.state);
+                let preferred = state.map_or(&[][..], admission::preferred);
+                let preferred: Vec<&str> = preferred.iter().map(|it| it.as_str()).collect();
                 let loaded = matches!(
                     self.llm.admission(now, 0),
                     LlmState::Hot { .. } | LlmState::Draining { .. }

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::Sender;
 
+use rigor_exec::activity::Activity;
 use rigor_gpu::GpuError;
 use rigor_queue::QueueError;
 use rigor_queue::watch::Wake;
@@ -35,6 +36,8 @@ pub(crate) enum Event {
     Terminate(&'static str),
     /// The GPU was read.
     Reading(Result<Sample, GpuError>),
+    /// Signs of life of what runs.
+    Activity(Vec<Activity>),
     /// A load is over.
     Loaded(Result<Loaded, LoadError>),
     /// An unload is over.

@@ -1,9 +1,10 @@
 //! One agent per GPU: claims what it can run now, forks workers, owns the LLM runtime.
 //!
 //! One synchronous dispatcher (`agent`) takes in a closed set of events and decides by
-//! `rigor_policy::admission`; threads of their own read the GPU, make results durable, and host
-//! signals and the LLM runtime.
+//! `rigor_policy::admission`; threads of their own read the GPU, look for signs of life, make results
+//! durable, and host signals and the LLM runtime.
 
+mod activity;
 mod agent;
 mod attempts;
 mod beat;
@@ -12,13 +13,17 @@ mod committer;
 mod crash;
 mod device;
 mod event;
+mod idle;
+mod judged;
 mod lines;
 mod llm;
 mod measured;
 mod model;
 mod queues;
+mod reasons;
 mod side;
 mod signals;
+mod stall;
 mod start;
 
 use std::panic::AssertUnwindSafe;

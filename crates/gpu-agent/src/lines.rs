@@ -1,8 +1,9 @@
 //! Lines that would repeat: said once, then at most every half minute with a count.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use rigor_queue::heartbeat::{Refusal, Verdict};
+use rigor_queue::heartbeat::Refusal;
 use rigor_queue::task::Class;
 
 /// How often the same "nothing" is said again.
@@ -11,13 +12,13 @@ const REPEAT_AFTER: Duration = Duration::from_secs(30);
 /// What was said last of claiming nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
-    last: Option<Said>,
-    idle_said: Option<Refusal>,
+    said: HashMap<Refusal, Said>,
+    /// When the line of an idle agent was said for which reason.
+    idle: HashMap<Refusal, Instant>,
 }
 
 #[derive(Debug)]
 struct Said {
-    code: Refusal,
     at: Instant,
     /// Times that it was not said since.
     kept: u32,
@@ -26,8 +27,7 @@ struct Said {
 impl Lines {
     /// Something was claimed: the next "nothing" is news.
     pub(crate) fn reset(&mut self) {
-        self.last = None;
-        self.idle_said = None;
+        self.said.clear();
     }
 
     /// Says at DEBUG why nothing is claimed, unless that was just said.
@@ -38,19 +38,15 @@ impl Lines {
     }
 
     fn nothing_line(&mut self, code: Refusal, text: &str, now: Instant) -> Option<String> {
-        let times = match &mut self.last {
-            Some(said) if said.code == code && now - said.at < REPEAT_AFTER => {
+        let times = match self.said.get_mut(&code) {
+            Some(said) if now - said.at < REPEAT_AFTER => {
                 said.kept += 1;
                 return None;
             }
-            Some(said) if said.code == code => said.kept + 1,
-            Some(_) | None => 1,
+            Some(said) => said.kept + 1,
+            None => 1,
         };
-        self.last = Some(Said {
-            code,
-            at: now,
-            kept: 0,
-        });
+        self.said.insert(code, Said { at: now, kept: 0 });
         Some(if times > 1 {
             format!("{text} ({times} times)")
         } else {
@@ -58,26 +54,22 @@ impl Lines {
         })
     }
 
-    /// The INFO line of an agent that has been idle although tasks are queued: once, and again
-    /// when the reason changes.
-    pub(crate) fn idle(
-        &mut self,
-        idle: Duration,
-        queued: usize,
-        verdict: &Verdict,
-        remedy: Option<&str>,
-    ) {
-        if self.idle_said == Some(verdict.code) {
-            return;
+    /// Whether the INFO line of an idle agent is to be said for that reason: once, again when the
+    /// reason changes, and not to and fro between two.
+    pub(crate) fn idle_is_news(&mut self, code: Refusal, now: Instant) -> bool {
+        let last = self.idle.iter().max_by_key(|(_, at)| **at);
+        let is_last = last.is_some_and(|(of, _)| *of == code);
+        let at = self.idle.get(&code);
+        if is_last || at.is_some_and(|at| now - *at < REPEAT_AFTER) {
+            return false;
         }
-        self.idle_said = Some(verdict.code);
-        let code = verdict.code.as_str();
-        let remedy = remedy.map_or(String::new(), |remedy| format!(". Override: {remedy}"));
-        tracing::info!(
-            "Idle {}s with {queued} queued: {code} - {}{remedy}",
-            idle.as_secs(),
-            verdict.detail
-        );
+        self.idle.insert(code, now);
+        true
+    }
+
+    /// The agent works again, or nothing is queued.
+    pub(crate) fn reset_idle(&mut self) {
+        self.idle.clear();
     }
 }
 
@@ -113,11 +105,28 @@ mod tests {
             Some("nothing"),
             "another reason is news"
         );
+        assert_eq!(say(Refusal::QueueEmpty, 32), None, "nor is one of two");
         lines.reset();
         assert!(
             lines
                 .nothing_line(Refusal::SlotsFull, "nothing", at(31))
                 .is_some()
         );
+    }
+
+    #[test]
+    fn an_idle_agent_speaks_again_when_the_reason_changes() {
+        let mut lines = Lines::default();
+        let start = Instant::now();
+        let mut news =
+            |code, seconds| lines.idle_is_news(code, start + Duration::from_secs(seconds));
+        assert!(news(Refusal::ModelNotLoaded, 60));
+        assert!(!news(Refusal::ModelNotLoaded, 3600), "once");
+        assert!(news(Refusal::Paused, 3601));
+        assert!(news(Refusal::ModelNotLoaded, 3602), "it was long ago");
+        assert!(!news(Refusal::Paused, 3603), "to and fro");
+        assert!(news(Refusal::Paused, 3640));
+        lines.reset_idle();
+        assert!(lines.idle_is_news(Refusal::Paused, start + Duration::from_secs(3641)));
     }
 }

@@ -518,7 +518,7 @@ impl Agent {
             record,
             rewrite: written.is_err(),
         });
-        self.last_claim = Instant::now();
+        self.worked(Class::Meta);
     }
 }
 

@@ -6,11 +6,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use rigor_policy::admission::VramNeed;
+use rigor_policy::fit::PEAK_MARGIN_PERCENT;
 use rigor_queue::task::Vram;
 use serde::Deserialize;
-
-/// Readings are a second apart, so a peak may be missed: so much is added, percent.
-const MARGIN_PERCENT: u64 = 10;
 
 /// Peaks by `plan/task`: this agent's own, and what the brain has gathered from all.
 #[derive(Debug)]
@@ -75,7 +73,7 @@ impl Measured {
 
     /// What a task of `key` with that policy needs.
     pub(crate) fn need(&self, vram: Vram, key: &str) -> VramNeed {
-        let measured = || self.peak(key).map(|mb| mb + mb * MARGIN_PERCENT / 100);
+        let measured = || self.peak(key).map(|mb| mb + mb * PEAK_MARGIN_PERCENT / 100);
         let known = match vram {
             Vram::Fixed { mb } => Some(mb),
             Vram::Infer => measured(),

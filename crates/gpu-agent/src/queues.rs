@@ -155,6 +155,18 @@ impl Queues {
         self.indexes.values().map(Index::len).sum()
     }
 
+    /// Every queued shape, in claim order.
+    pub(crate) fn shapes(&self, now: Instant) -> Vec<Shape> {
+        let mut first: Vec<FileName> = self
+            .indexes
+            .values()
+            .flat_map(|index| index.shapes(now))
+            .map(|(_, _, first)| first)
+            .collect();
+        first.sort_unstable();
+        first.into_iter().map(|name| name.shape).collect()
+    }
+
     /// Reads the directories anew.
     pub(crate) fn rescan(&mut self, rig: &Rig) -> Result<()> {
         for class in CLASSES {
@@ -229,17 +241,17 @@ impl Queues {
     /// Remembers which shapes were refused for lack of room, for the reservation of room.
     pub(crate) fn note_refusals(
         &mut self,
-        listed: &[Listed],
+        keys: &[Option<(Class, FileName)>],
         refusals: &[Option<Verdict>],
         now: Instant,
     ) {
         let mut waiting = HashSet::new();
-        for (listed, refusal) in listed.iter().zip(refusals) {
+        for (key, refusal) in keys.iter().zip(refusals) {
             if let (Some((class, name)), Some(Refusal::VramShort | Refusal::CpuSlotsFull)) =
-                (listed.key, refusal.as_ref().map(|it| it.code))
+                (key, refusal.as_ref().map(|it| it.code))
             {
-                waiting.insert((class, name.shape));
-                self.passed_over.entry((class, name.shape)).or_insert(now);
+                waiting.insert((*class, name.shape));
+                self.passed_over.entry((*class, name.shape)).or_insert(now);
             }
         }
         self.passed_over.retain(|key, _| waiting.contains(key));

@@ -11,6 +11,7 @@
 
 use jiff::Timestamp;
 use rigor_queue::presence;
+use rigor_queue::record::FailureKind;
 use rigor_telemetry::Level;
 use serde::Deserialize;
 
@@ -29,6 +30,9 @@ struct LevelSignal {
 struct Note {
     #[serde(default)]
     reason: Option<String>,
+    /// The brain ends an attempt because it is stuck.
+    #[serde(default)]
+    stuck: bool,
 }
 
 impl Agent {
@@ -42,6 +46,7 @@ impl Agent {
         let (mut paused, mut drained, mut level) = (None, None, None);
         for (signal, content) in signals {
             let note = serde_json::from_str::<Note>(&content).unwrap_or_default();
+            let stuck = note.stuck;
             let reason = note.reason.unwrap_or_else(|| "by the operator".to_owned());
             match signal.as_str() {
                 "pause" => paused = Some(format!("paused {reason}")),
@@ -53,7 +58,7 @@ impl Agent {
                     self.stop = Stop::AtOnce;
                 }
                 other => {
-                    self.end_attempt(other, &reason);
+                    self.end_attempt(other, &reason, stuck);
                     self.consume(other);
                 }
             }
@@ -75,7 +80,7 @@ impl Agent {
         self.apply_level(level);
     }
 
-    fn end_attempt(&mut self, signal: &str, reason: &str) {
+    fn end_attempt(&mut self, signal: &str, reason: &str, stuck: bool) {
         let (stem, kill) = match signal.rsplit_once('.') {
             Some((stem, "abort")) => (stem, false),
             Some((stem, "kill")) => (stem, true),
@@ -87,6 +92,9 @@ impl Agent {
             return tracing::debug!("Signal {signal:?}: that attempt does not run here");
         };
         let short = running.name.id.short();
+        if stuck {
+            running.end_as(FailureKind::Stuck);
+        }
         let ended = if kill {
             tracing::warn!(task = %running.name.id, "Killing {short}: {reason}");
             let grace = self.config.timing.grace;

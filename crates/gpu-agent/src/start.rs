@@ -5,19 +5,20 @@ use std::sync::mpsc::{self, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use jiff::Timestamp;
 use rigor_config::{Config, Gpu};
 use rigor_exec::recovery::{Recovered, RecoveryLimits, recover};
 use rigor_exec::{Containment, find_worker};
 use rigor_gpu::{Gpus, Limits};
-use rigor_policy::admission::Decision;
 use rigor_queue::presence::ComponentLock;
 use rigor_queue::rig::{Place, Rig, is_safe_name};
 use rigor_queue::submit::Durability;
 use rigor_queue::watch::Watcher;
 use rigor_runtime::HostOptions;
-use rigor_telemetry::{Guard, Options};
+use rigor_telemetry::{Guard, Options, Scope};
 
 use crate::Args;
+use crate::activity::Signs;
 use crate::agent::{Agent, Counts, Stop};
 use crate::attempts::Attempts;
 use crate::beat::Beat;
@@ -28,6 +29,7 @@ use crate::lines::Lines;
 use crate::llm::Llm;
 use crate::measured::Measured;
 use crate::queues::{CLASSES, Queues};
+use crate::reasons::Journal;
 use crate::side::Side;
 
 /// How long a restarted agent waits for a brain that takes back what it left.
@@ -82,6 +84,12 @@ pub(crate) fn log(args: &Args, opened: &Opened) -> anyhow::Result<Guard> {
     let options = Options {
         log_file: Some(opened.rig.logs_dir().join(format!("{}.log", args.name))),
         level_variables: &["GPU_LOG_LEVEL", "WORKER_LOG_LEVEL"],
+        // Nothing here speaks as that: a level that is none is named here once, and not by each
+        // worker.
+        scopes: &[Scope {
+            target: "rigor_executor",
+            level_variables: &["EXECUTOR_LOG_LEVEL"],
+        }],
         format: args.log_format,
         max_size_bytes: opened.config.log.max_size_bytes,
         keep: opened.config.log.keep,
@@ -99,7 +107,10 @@ pub(crate) fn serve(
 ) -> anyhow::Result<()> {
     let mut agent = build(name, opened, counts, guard)?;
     tracing::info!("GPU agent {name} starting");
-    agent.run()?;
+    if let Err(error) = agent.run() {
+        agent.note_end(&format!("crashed: {error:#}"));
+        return Err(error);
+    }
     agent.end();
     Ok(())
 }
@@ -130,6 +141,7 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
     if let Some(reason) = &quarantine {
         tracing::error!("{name} is quarantined: {reason}");
     }
+    let journal = Journal::open(&rig, name);
     let why = format!("agent {name} died and was started again");
     let limits = recovery_limits(&config, durability);
     let recovered = recover(&rig, name, &lock, &containment, limits, &why)
@@ -156,6 +168,8 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
     }
     let committer = Committer::start(rig.clone(), name.to_owned(), durability, sender.clone())
         .context("start the commit thread")?;
+    let signs = Signs::start(containment.clone(), sender.clone())
+        .context("start the thread for signs of life")?;
     let watcher = watch(&rig, name, sender);
     let now = Instant::now();
     Ok(Agent {
@@ -182,17 +196,18 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         llm: Llm::new(),
         beat: Beat::new(),
         lines: Lines::default(),
-        decision: Decision::default(),
-        idle_verdict: None,
-        wanted_model: None,
-        preferred: &[],
+        judged: None,
+        journal,
+        signs,
         draining: None,
         drained: None,
         paused: None,
         quarantine,
         trouble: None,
         stop: Stop::No,
-        last_claim: now,
+        last_work: now,
+        last_work_at: Timestamp::now(),
+        waiting_since: None,
         claims_sync_at: None,
         signals_changed: true,
         rescan_at: None,
@@ -334,6 +349,7 @@ impl Agent {
                 | Event::Child
                 | Event::Terminate(_)
                 | Event::Reading(_)
+                | Event::Activity(_)
                 | Event::Loaded(_)
                 | Event::Unloaded(_)
                 | Event::Runtime(_)
@@ -343,6 +359,13 @@ impl Agent {
         if self.stop == Stop::AtOnce {
             self.give_back_running();
         }
+        let why = self.draining.clone().unwrap_or_default();
+        let why = match why.strip_prefix("stopped ") {
+            Some(by_whom) => by_whom.to_owned(),
+            None => why,
+        };
+        self.note_end(&format!("stopped: {why}"));
+        tracing::info!("Stopped: {why}");
     }
 
     /// Puts what was killed back into the queue, as a recovery after this process would.

@@ -4,6 +4,10 @@
 //! one that says why.
 
 pub mod admission;
+pub mod fit;
 pub mod gpu_time;
 pub mod placement;
 pub mod retry;
+pub mod span;
+pub mod stuck;
+pub mod why;

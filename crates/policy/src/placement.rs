@@ -4,7 +4,15 @@
 //! with it, and L = seconds to load it: one more GPU pays iff `W/k > 1.5 L` and there are more
 //! tasks than slots. From cold, k GPUs take `L + W/k`.
 
+mod reason;
+
+use std::collections::BTreeSet;
+
 use rigor_queue::heartbeat::{Health, LlmBeat};
+
+use reason::{Stop, keep_reason, load_reason};
+
+use crate::span::estimate;
 
 /// A further load must save this many times what it costs: the estimates of W and L are averages.
 pub const LOAD_MARGIN: f64 = 1.5;
@@ -15,9 +23,10 @@ pub const TASK_SECONDS_PRIOR: f64 = 20.0;
 pub const LOAD_BYTES_PER_SECOND_PRIOR: f64 = 500e6;
 /// Seconds that starting a runtime is assumed to take besides reading the model.
 pub const LOAD_SECONDS_PRIOR: f64 = 2.0;
-/// A model that work waits for takes an agent from another one after so many load times, so that
-/// a stream of work for one model cannot starve the others.
-pub const STARVED_AFTER_LOADS: f64 = 10.0;
+/// The ageing bound: what no GPU serves takes one from other work after so many load times, so that
+/// a stream of work for one model starves neither another model nor scripts. Taking it and giving
+/// it back costs two loads, so at most a tenth of the time goes into that.
+pub const STARVED_AFTER_LOADS: f64 = 20.0;
 
 /// What the decision is made from.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,10 +37,15 @@ pub struct View {
     pub agents: Vec<Agent>,
     /// Loads that were asked for and that no agent has taken yet.
     pub pending: Vec<Pending>,
+    /// Models that tasks need which still wait for others.
+    pub upcoming: BTreeSet<String>,
     /// Script tasks that are queued.
     pub scripts_queued: usize,
     /// Seconds of script work queued, on one GPU.
     pub script_seconds: f64,
+    /// The longest that script tasks of one kind have been queued while every agent that could
+    /// ever hold them refused them for want of memory, seconds.
+    pub scripts_waiting_seconds: f64,
 }
 
 /// Work for one model.
@@ -69,7 +83,7 @@ pub struct Agent {
     pub alive: bool,
     /// As its heartbeat says.
     pub health: Health,
-    /// Why it is not healthy: `84C >= 80C`.
+    /// Why it is not healthy, with the code: `thermal (84C >= 80C)`.
     pub health_reason: Option<String>,
     /// As its heartbeat says.
     pub llm: LlmBeat,
@@ -111,6 +125,13 @@ pub enum Decision {
         /// With numbers.
         reason: String,
     },
+    /// It is where it should be, or on its way there: nothing is done.
+    Keep {
+        /// Catalogue id.
+        model: String,
+        /// The comparison that decided, with its numbers.
+        reason: String,
+    },
     /// Work waits and nobody can hold its model.
     Stranded {
         /// Catalogue id.
@@ -120,48 +141,71 @@ pub enum Decision {
     },
 }
 
-/// Decides which models go where. Models with the largest backlog come first.
+/// Decides which models go where. What starves comes first, then what fits the fewest agents, then
+/// the largest backlog.
 pub fn decide(view: &View) -> Vec<Decision> {
     let mut decisions = Vec::new();
-    let mut taken: Vec<&str> = Vec::new();
+    // Agents that will take a load that was just decided on, with its model.
+    let mut taken: Vec<(&str, &str)> = Vec::new();
     let mut demands: Vec<&Demand> = view.models.iter().filter(|d| d.queued > 0).collect();
     // What starves comes first: it was given room, and nobody else may take it.
     let starving = |d: &Demand| {
         let starves = d.waiting_seconds > STARVED_AFTER_LOADS * d.load_seconds;
         if starves { d.waiting_seconds } else { 0.0 }
     };
+    // A model that fits one GPU alone must not find a smaller one there.
+    let fits = |d: &Demand| {
+        let can = |agent: &&Agent| agent.alive && agent.cannot.iter().all(|(of, _)| *of != d.model);
+        view.agents.iter().filter(can).count()
+    };
     demands.sort_by(|a, b| {
         starving(b)
             .total_cmp(&starving(a))
+            .then_with(|| fits(a).cmp(&fits(b)))
             .then_with(|| b.backlog_seconds().total_cmp(&a.backlog_seconds()))
             .then_with(|| a.model.cmp(&b.model))
     });
-    let pending_total = view.pending.len();
     for demand in demands {
-        let hot = view
+        let asked = |model: &str| {
+            view.pending
+                .iter()
+                .filter(|load| load.model == model)
+                .count()
+        };
+        let serving = view
             .agents
             .iter()
             .filter(|agent| serves(agent, &demand.model))
             .count();
-        let pending = view
-            .pending
-            .iter()
-            .filter(|load| load.model == demand.model)
-            .count();
-        let now = hot + pending;
-        let eligible: Vec<&Agent> = view
+        let able: Vec<&Agent> = view
             .agents
             .iter()
-            .filter(|agent| !taken.contains(&agent.name.as_str()))
             .filter(|agent| obstacle(agent, &demand.model).is_none())
             .collect();
-        // Agents that an unclaimed load of any model will take are not free.
-        let free = eligible.len().saturating_sub(pending_total);
-        let wanted = useful(demand, now, now + room(view, demand, free, now));
+        // A load that nobody can take is none: room has to be made for it first.
+        let pending = if able.is_empty() {
+            0
+        } else {
+            asked(&demand.model)
+        };
+        let now = serving + pending;
+        let reserved = reserved(view, demand);
+        let eligible: Vec<&Agent> = able
+            .into_iter()
+            .filter(|agent| taken.iter().all(|(name, _)| *name != agent.name))
+            .filter(|agent| !reserved.agents.contains(&agent.name.as_str()))
+            .collect();
+        // Agents that an unclaimed load of any other model will take are not free either.
+        let free = eligible
+            .len()
+            .saturating_sub(view.pending.len() - reserved.loads);
+        let (room, kept) = room(view, demand, free, now);
+        let (wanted, stop) = useful(demand, now, now + room);
         if wanted > now {
             let count = wanted - now;
             let names: Vec<String> = eligible.iter().map(|agent| agent.name.clone()).collect();
-            taken.extend(eligible.iter().take(count).map(|agent| agent.name.as_str()));
+            let takers = eligible.iter().take(count);
+            taken.extend(takers.map(|agent| (agent.name.as_str(), demand.model.as_str())));
             decisions.push(Decision::Load {
                 model: demand.model.clone(),
                 count,
@@ -170,34 +214,139 @@ pub fn decide(view: &View) -> Vec<Decision> {
             });
         } else if now == 0 {
             decisions.push(make_room(view, demand));
+        } else if let Some(unload) = replace(view, demand, now).filter(|_| stop.is_none() && !kept)
+        {
+            decisions.push(unload);
+        } else {
+            let stop = stop.unwrap_or(if kept { Stop::Scripts } else { Stop::NoAgent });
+            decisions.push(Decision::Keep {
+                model: demand.model.clone(),
+                reason: keep_reason(view, demand, &taken, pending, stop),
+            });
         }
     }
     decisions.extend(cool(view, &decisions));
     decisions
 }
 
-/// How many GPUs pay, from `now` up to `most`.
-fn useful(demand: &Demand, now: usize, most: usize) -> usize {
+/// Agents that loads of other models need, because nobody else can take those.
+struct Reserved<'v> {
+    agents: BTreeSet<&'v str>,
+    /// How many loads those are.
+    loads: usize,
+}
+
+fn reserved<'v>(view: &'v View, demand: &Demand) -> Reserved<'v> {
+    let mut reserved = Reserved {
+        agents: BTreeSet::new(),
+        loads: 0,
+    };
+    let others: BTreeSet<&str> = view
+        .pending
+        .iter()
+        .map(|load| load.model.as_str())
+        .filter(|model| *model != demand.model)
+        .collect();
+    for model in others {
+        let loads = view
+            .pending
+            .iter()
+            .filter(|load| load.model == model)
+            .count();
+        let takers: Vec<&str> = view
+            .agents
+            .iter()
+            .filter(|agent| obstacle(agent, model).is_none())
+            .map(|agent| agent.name.as_str())
+            .collect();
+        if takers.len() <= loads {
+            reserved.agents.extend(takers);
+            reserved.loads += loads;
+        }
+    }
+    reserved
+}
+
+/// Takes an agent whose model nothing needs, if one more GPU pays although that model has to be
+/// unloaded first, and loaded again where the next stage needs it.
+fn replace(view: &View, demand: &Demand, now: usize) -> Option<Decision> {
+    let leaving = |agent: &Agent| {
+        matches!(
+            agent.llm,
+            LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
+        )
+    };
+    // One at a time: what is on its way out will be cold soon.
+    if view
+        .agents
+        .iter()
+        .any(|agent| agent.alive && leaving(agent))
+    {
+        return None;
+    }
+    let holder = view.agents.iter().find_map(|agent| {
+        let LlmBeat::Hot { model, .. } = &agent.llm else {
+            return None;
+        };
+        let unneeded = view
+            .models
+            .iter()
+            .all(|of| of.model != *model || of.queued == 0);
+        let free = agent.alive
+            && agent.health == Health::Healthy
+            && agent.llm_running == 0
+            && *model != demand.model
+            && agent.cannot.iter().all(|(of, _)| *of != demand.model);
+        (unneeded && free).then_some((agent, model))
+    });
+    let (agent, model) = holder?;
+    let loads = if view.upcoming.contains(model) {
+        2.0
+    } else {
+        1.0
+    };
+    let costs = Demand {
+        load_seconds: demand.load_seconds * loads,
+        ..demand.clone()
+    };
+    if useful(&costs, now, now + 1).0 == now {
+        return None;
+    }
+    Some(Decision::Unload {
+        agent: agent.name.clone(),
+        reason: format!(
+            "nothing is queued for {model}, and {} tasks for {} are {} of work on {now}",
+            demand.queued,
+            demand.model,
+            estimate(demand.backlog_seconds() / now.max(1) as f64),
+        ),
+    })
+}
+
+/// How many GPUs pay, from `now` up to `most`, and what ended the count before that.
+fn useful(demand: &Demand, now: usize, most: usize) -> (usize, Option<Stop>) {
     let backlog = demand.backlog_seconds();
     let mut count = now;
     while count < most {
-        let pays = count == 0
-            || (backlog / count as f64 > LOAD_MARGIN * demand.load_seconds
-                && demand.queued > count * demand.slots.max(1) as usize);
-        if !pays {
-            break;
+        if count > 0 {
+            if backlog / count as f64 <= LOAD_MARGIN * demand.load_seconds {
+                return (count, Some(Stop::Work { gpus: count }));
+            }
+            if demand.queued <= count * demand.slots.max(1) as usize {
+                return (count, Some(Stop::Slots { gpus: count }));
+            }
         }
         count += 1;
     }
-    count
+    (count, None)
 }
 
 /// How many of `free` agents may be heated without taking from scripts more than it gives: the
 /// last cold agent is left to queued scripts, and another one only goes while the llm backlog per
-/// hot GPU is the longer one.
-fn room(view: &View, demand: &Demand, free: usize, now: usize) -> usize {
+/// hot GPU is the longer one. Also, whether scripts kept one.
+fn room(view: &View, demand: &Demand, free: usize, now: usize) -> (usize, bool) {
     if view.scripts_queued == 0 {
-        return free;
+        return (free, false);
     }
     let backlog = demand.backlog_seconds();
     let mut heated = 0;
@@ -213,7 +362,7 @@ fn room(view: &View, demand: &Demand, free: usize, now: usize) -> usize {
         }
         heated += 1;
     }
-    heated
+    (heated, heated < free)
 }
 
 fn serves(agent: &Agent, model: &str) -> bool {
@@ -229,6 +378,18 @@ fn serves(agent: &Agent, model: &str) -> bool {
         }
 }
 
+/// Whether a load that nobody has taken should be asked for anew: none of those who may take it
+/// can, and somebody else could.
+pub fn is_misplaced(view: &View, model: &str, eligible: &[String]) -> bool {
+    let able = |agent: &&Agent| obstacle(agent, model).is_none();
+    let (may, others): (Vec<&Agent>, Vec<&Agent>) = view
+        .agents
+        .iter()
+        .filter(able)
+        .partition(|agent| eligible.contains(&agent.name));
+    may.is_empty() && !others.is_empty()
+}
+
 /// Why an agent cannot take a load of the model now.
 fn obstacle(agent: &Agent, model: &str) -> Option<String> {
     if !agent.alive {
@@ -237,11 +398,8 @@ fn obstacle(agent: &Agent, model: &str) -> Option<String> {
     match agent.health {
         Health::Healthy => {}
         Health::Constrained | Health::Paused | Health::Draining | Health::Quarantined => {
-            let state = agent.health.as_str();
-            return Some(match &agent.health_reason {
-                Some(reason) => format!("{state} ({reason})"),
-                None => state.to_owned(),
-            });
+            let reason = agent.health_reason.clone();
+            return Some(reason.unwrap_or_else(|| agent.health.as_str().to_owned()));
         }
     }
     if let Some((_, why)) = agent.cannot.iter().find(|(of, _)| of == model) {
@@ -326,58 +484,78 @@ fn make_room(view: &View, demand: &Demand) -> Decision {
     }
 }
 
-/// Frees models that nothing needs where they keep queued scripts out. Elsewhere a model stays: the
-/// next stage may need it, and a GPU without work is no better for being empty.
+/// Frees models that keep queued scripts out: those that nothing needs, and, when scripts have
+/// waited long enough, one that is needed. Elsewhere a model stays: the next stage may need it, and
+/// a GPU without work is no better for being empty.
 fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
-    let mut decisions = Vec::new();
-    for agent in &view.agents {
-        let LlmBeat::Hot { model, .. } = &agent.llm else {
-            continue;
-        };
-        let unloading = so_far.iter().any(
-            |decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name),
-        );
-        let queued = view
-            .models
-            .iter()
-            .find(|d| d.model == *model)
-            .map_or(0, |d| d.queued);
-        if !agent.alive || unloading || queued > 0 || agent.llm_running > 0 {
-            continue;
-        }
-        if agent.scripts_blocked && view.scripts_queued > 0 {
-            decisions.push(Decision::Unload {
-                agent: agent.name.clone(),
-                reason: format!(
-                    "{} script tasks wait for memory and nothing is queued for {model}",
-                    view.scripts_queued
-                ),
-            });
-        }
+    if view.scripts_queued == 0 {
+        return Vec::new();
     }
-    decisions
-}
-
-fn load_reason(demand: &Demand, now: usize, wanted: usize) -> String {
-    let backlog = demand.backlog_seconds();
-    let load = demand.load_seconds;
-    let source = if demand.measured {
-        "measured"
-    } else {
-        "assumed"
+    let unloading = |agent: &Agent| {
+        so_far.iter().any(
+            |decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name),
+        )
     };
-    let before = now.max(1) as f64;
-    format!(
-        "{} tasks x {:.1}s ({source}) / {} slots = {:.0}s on one GPU, load {:.1}s: {:.0}s on {}, {:.0}s on {wanted}",
-        demand.queued,
-        demand.task_seconds,
-        demand.slots,
-        backlog,
-        load,
-        backlog / before + if now == 0 { load } else { 0.0 },
-        now.max(1),
-        load + backlog / wanted as f64,
-    )
+    let demand = |model: &str| view.models.iter().find(|demand| demand.model == model);
+    let blocking: Vec<(&Agent, &str)> = view
+        .agents
+        .iter()
+        .filter(|agent| agent.alive && agent.scripts_blocked && !unloading(agent))
+        .filter_map(|agent| match &agent.llm {
+            LlmBeat::Hot { model, .. } => Some((agent, model.as_str())),
+            _ => None,
+        })
+        .collect();
+    let unneeded: Vec<Decision> = blocking
+        .iter()
+        .filter(|(agent, model)| {
+            agent.llm_running == 0 && demand(model).is_none_or(|demand| demand.queued == 0)
+        })
+        .map(|(agent, model)| Decision::Unload {
+            agent: agent.name.clone(),
+            reason: format!(
+                "{} script tasks wait for memory and nothing is queued for {model}",
+                view.scripts_queued
+            ),
+        })
+        .collect();
+    // One at a time: what is on its way out, or cold, will take them.
+    let room_comes = !unneeded.is_empty()
+        || view.agents.iter().any(|agent| {
+            agent.alive
+                && (unloading(agent)
+                    || matches!(
+                        agent.llm,
+                        LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
+                    ))
+        });
+    if room_comes {
+        return unneeded;
+    }
+    let load_seconds = |model: &str| demand(model).map_or(0.0, |demand| demand.load_seconds);
+    let least = blocking
+        .into_iter()
+        .filter(|(_, model)| {
+            view.scripts_waiting_seconds > STARVED_AFTER_LOADS * load_seconds(model)
+        })
+        .min_by(|(a, held_by_a), (b, held_by_b)| {
+            let backlog = |model| demand(model).map_or(0.0, Demand::backlog_seconds);
+            backlog(held_by_a)
+                .total_cmp(&backlog(held_by_b))
+                .then_with(|| a.llm_running.cmp(&b.llm_running))
+                .then_with(|| a.name.cmp(&b.name))
+        });
+    least
+        .map(|(agent, model)| Decision::Unload {
+            agent: agent.name.clone(),
+            reason: format!(
+                "script tasks have waited {} for memory, more than {STARVED_AFTER_LOADS} loads of {model} ({})",
+                estimate(view.scripts_waiting_seconds),
+                estimate(STARVED_AFTER_LOADS * load_seconds(model)),
+            ),
+        })
+        .into_iter()
+        .collect()
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
         | FailureKind::Signal
         | FailureKind::Timeout
         | FailureKind::Silent
+        | FailureKind::Stuck
         | FailureKind::MissingRequirement
         | FailureKind::MissingProduct
         | FailureKind::LlmError
@@ -176,6 +177,13 @@ mod tests {
             decide(&failed(FailureKind::Aborted, 0)),
             AfterFailure::Cancel { .. }
         ));
+        assert!(
+            matches!(
+                decide(&failed(FailureKind::Stuck, 0)),
+                AfterFailure::Retry { .. }
+            ),
+            "nobody asked for its end but the rig's own rule"
+        );
     }
 
     #[test]

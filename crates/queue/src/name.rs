@@ -22,6 +22,9 @@ pub const PRIORITY_MAX: u8 = 10;
 /// The priority of a task that names none.
 pub const PRIORITY_DEFAULT: u8 = 5;
 
+/// Where the id begins in a file's name: behind rank, sequence and shape.
+const ID_AT: usize = 2 + 1 + 12 + 1 + 8 + 1;
+
 /// Identifies a task within a rig. Written as 16 hexadecimal digits, of which the first 8 are
 /// random enough to be unique in a rig.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -204,6 +207,34 @@ impl FromStr for FileName {
     }
 }
 
+/// The digits of the id in a text that has the form of a task file's name as far as that can be
+/// seen without parsing it.
+pub(crate) fn id_digits(text: &str) -> Option<&str> {
+    let id = text.strip_suffix(".json")?.get(ID_AT..ID_AT + 16)?;
+    (text.as_bytes().get(ID_AT - 1) == Some(&b'-')
+        && text.as_bytes().get(ID_AT + 16) == Some(&b'.'))
+    .then_some(id)
+}
+
+/// The shape in such a text.
+pub(crate) fn shape_digits(text: &str) -> Option<Shape> {
+    id_digits(text)?;
+    let digits = text.get(ID_AT - 9..ID_AT - 1)?;
+    u32::from_str_radix(digits, 16).ok().map(Shape)
+}
+
+/// The place in claim order that such a text has: its rank and sequence as one number.
+pub(crate) fn order(text: &str) -> Option<u64> {
+    let mut order: u64 = 0;
+    for byte in text.get(..2)?.bytes().chain(text.get(3..15)?.bytes()) {
+        if !byte.is_ascii_digit() {
+            return None;
+        }
+        order = order * 10 + u64::from(byte - b'0');
+    }
+    Some(order)
+}
+
 /// A name that is not a task file's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
@@ -283,6 +314,20 @@ mod tests {
             .map(|n| (n.priority(), n.sequence))
             .collect();
         assert_eq!(order, [(10, 9), (5, 2), (5, 10), (0, 1)]);
+    }
+
+    #[test]
+    fn the_id_is_seen_without_parsing() {
+        let name = FileName::first(5, 42, Shape(7), TaskId::derive("b", "t", None));
+        assert_eq!(shape_digits(&name.to_string()), Some(Shape(7)));
+        assert_eq!(order(&name.to_string()), Some(5_000_000_000_042));
+        assert_eq!(
+            id_digits(&name.to_string()),
+            Some(name.id.to_string().as_str())
+        );
+        for foreign in ["", "x.json", "05-000000000042-9c0ffee1-a1b2.json", "é.json"] {
+            assert_eq!(id_digits(foreign), None, "{foreign}");
+        }
     }
 
     #[test]

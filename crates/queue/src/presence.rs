@@ -4,8 +4,9 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{QueueError, Result};
@@ -143,28 +144,68 @@ pub fn is_held(rig: &Rig, name: &str) -> Result<Option<bool>> {
     };
     // /proc/locks is told a page at a time, and a reader misses entries when others come and go
     // between two pages. The holder's own list does not have that gap.
-    let suffix = format!(":{inode}");
-    let names_it = |text: &str| {
-        text.lines().any(|line| {
-            let mut words = line.split_whitespace();
-            words.any(|word| word == "FLOCK") && words.any(|word| word.ends_with(&suffix))
-        })
-    };
     let holder = fs::read(&path)
         .ok()
         .and_then(|text| serde_json::from_slice::<Holder>(&text).ok());
-    if let Some(holder) = holder
-        && let Ok(entries) = fs::read_dir(format!("/proc/{}/fdinfo", holder.pid))
-    {
-        let mut infos = entries
-            .flatten()
-            .filter_map(|entry| fs::read_to_string(entry.path()).ok());
-        if infos.any(|info| names_it(&info)) {
-            return Ok(Some(true));
-        }
+    if holder.is_some_and(|holder| holds(holder.pid, inode)) {
+        return Ok(Some(true));
     }
     let locks = fs::read_to_string("/proc/locks").map_err(QueueError::io("read", "/proc/locks"))?;
-    Ok(Some(names_it(&locks)))
+    Ok(Some(lists_lock(&locks, inode)))
+}
+
+/// Kills the process that holds the lock of `name`, and no other: it is looked at through a
+/// descriptor that was opened before, so that a recycled pid is never hit. Returns its pid; `None`:
+/// the process that the lock file names does not hold the lock as the component itself.
+pub fn kill_holder(rig: &Rig, name: &str) -> Result<Option<u32>> {
+    use std::os::unix::fs::MetadataExt;
+    let path = rig.agent_dir(name).join("lock");
+    let text = fs::read(&path).map_err(QueueError::io("read", &path))?;
+    let Ok(Holder {
+        pid,
+        role: Role::Running,
+    }) = serde_json::from_slice::<Holder>(&text)
+    else {
+        return Ok(None);
+    };
+    let me = pid == std::process::id();
+    let Some(target) = Pid::from_raw(pid as i32).filter(|_| !me) else {
+        return Ok(None);
+    };
+    let process = match rustix::process::pidfd_open(target, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(QueueError::errno("open the process behind", &path)(errno)),
+    };
+    let inode = fs::metadata(&path)
+        .map_err(QueueError::io("stat", &path))?
+        .ino();
+    if !holds(pid, inode) {
+        return Ok(None);
+    }
+    match rustix::process::pidfd_send_signal(process, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(Some(pid)),
+        Err(errno) => Err(QueueError::errno("kill the holder of", &path)(errno)),
+    }
+}
+
+/// Whether the kernel lists a lock of that inode among those of that process's descriptors.
+fn holds(pid: u32, inode: u64) -> bool {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else {
+        return false;
+    };
+    let mut infos = entries
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path()).ok());
+    infos.any(|info| lists_lock(&info, inode))
+}
+
+fn lists_lock(text: &str, inode: u64) -> bool {
+    let suffix = format!(":{inode}");
+    text.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.any(|word| word == "FLOCK") && words.any(|word| word.ends_with(&suffix))
+    })
 }
 
 /// Replaces the heartbeat of `name`.
@@ -173,19 +214,32 @@ pub fn beat(rig: &Rig, name: &str, heartbeat: &Heartbeat) -> Result<()> {
     replace_file(&heartbeat_path(rig, name), &text, false)
 }
 
-/// The last heartbeat of `name`, with the age of its file; `None` if there never was one.
+/// The last heartbeat of `name`; `None` if there never was one.
 pub fn heartbeat(rig: &Rig, name: &str) -> Result<Option<Heartbeat>> {
+    Ok(heartbeat_with_time(rig, name)?.map(|(heartbeat, _)| heartbeat))
+}
+
+/// As [`heartbeat`], with the time of its file: a component that cannot write (a full disk) moves
+/// the time alone.
+pub fn heartbeat_with_time(rig: &Rig, name: &str) -> Result<Option<(Heartbeat, SystemTime)>> {
     let path = heartbeat_path(rig, name);
-    match fs::read(&path) {
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(heartbeat) => Ok(Some(heartbeat)),
-            Err(error) => Err(QueueError::Untrusted {
-                path,
-                why: error.to_string(),
-            }),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(QueueError::io("read", &path)(error)),
+    let mut file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(QueueError::io("open", &path)(error)),
+    };
+    // Of one descriptor: the path may name another file a moment later.
+    let mut bytes = Vec::new();
+    let time = file
+        .read_to_end(&mut bytes)
+        .and_then(|_| file.metadata()?.modified())
+        .map_err(QueueError::io("read", &path))?;
+    match serde_json::from_slice(&bytes) {
+        Ok(heartbeat) => Ok(Some((heartbeat, time))),
+        Err(error) => Err(QueueError::Untrusted {
+            path,
+            why: error.to_string(),
+        }),
     }
 }
 

@@ -154,6 +154,8 @@ pub enum FailureKind {
     Setup,
     /// An operator or the brain ended it.
     Aborted,
+    /// The brain ended it because it was stuck (`stuck.abort_after`).
+    Stuck,
     /// The model could not be loaded or unloaded.
     LoadFailed,
     /// The task file could not be read or trusted.
@@ -177,6 +179,7 @@ impl FailureKind {
             FailureKind::WorkerLost => "worker_lost",
             FailureKind::Setup => "setup",
             FailureKind::Aborted => "aborted",
+            FailureKind::Stuck => "stuck",
             FailureKind::LoadFailed => "load_failed",
             FailureKind::Quarantined => "quarantined",
             FailureKind::Plan => "plan",

@@ -1,5 +1,6 @@
 //! The rig directory: where everything lies, and whether it can be trusted to hold a queue.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -9,7 +10,7 @@ use rustix::fs::{CWD, RenameFlags};
 
 use crate::error::{QueueError, Result};
 use crate::lane::Lane;
-use crate::name::{FileName, TaskId};
+use crate::name::{self, FileName, Shape, TaskId};
 use crate::task::Class;
 
 /// The brain's name among the agents.
@@ -18,6 +19,9 @@ pub const BRAIN: &str = "brain";
 pub const RIG_BATCH: &str = "_rig";
 /// The longest name of a batch, a plan's task or an agent, bytes.
 pub const NAME_MAX_BYTES: usize = 100;
+
+/// The names of a directory are read so many bytes at a time: some thousand names.
+const READ_DIR_BYTES: usize = 256 * 1024;
 
 /// File systems on which flock, RENAME_NOREPLACE or inotify do not hold between processes, by
 /// `statfs` magic (linux/magic.h).
@@ -98,6 +102,7 @@ impl Rig {
             "signals/brain",
             "brain/held",
             "brain/cancelled",
+            "brain/escalations",
             "logs",
             "runs",
         ] {
@@ -224,6 +229,11 @@ impl Rig {
         self.root.join("brain")
     }
 
+    /// `brain/escalations/`: what only a person can mend, a file for each.
+    pub fn escalations_dir(&self) -> PathBuf {
+        self.brain_dir().join("escalations")
+    }
+
     /// `logs/`.
     pub fn logs_dir(&self) -> PathBuf {
         self.root.join("logs")
@@ -291,6 +301,72 @@ impl Rig {
         }
         listing.names.sort_unstable();
         Ok(listing)
+    }
+
+    /// Task files in a place whose id begins with `prefix` (hexadecimal digits), in claim order,
+    /// each with how many come before it. The directory is read once and only names that match are
+    /// parsed: somebody waits for the answer, however long the queue is.
+    pub fn find(&self, place: Place<'_>, prefix: &str) -> Result<Vec<(FileName, usize)>> {
+        let mut found: Vec<(FileName, usize)> = Vec::new();
+        let mut orders = Vec::new();
+        self.each_name(place, |text| {
+            let Some(id) = name::id_digits(text) else {
+                return;
+            };
+            orders.extend(name::order(text));
+            if id.starts_with(prefix)
+                && let Ok(name) = text.parse()
+            {
+                found.push((name, 0));
+            }
+        })?;
+        found.sort_unstable();
+        for (name, ahead) in &mut found {
+            let own = name::order(&name.to_string());
+            *ahead = orders.iter().filter(|order| Some(**order) < own).count();
+        }
+        Ok(found)
+    }
+
+    /// How many task files of each shape are in a place, with up to `samples` of each.
+    pub fn shapes(
+        &self,
+        place: Place<'_>,
+        samples: usize,
+    ) -> Result<BTreeMap<Shape, (usize, Vec<FileName>)>> {
+        let mut shapes: BTreeMap<Shape, (usize, Vec<FileName>)> = BTreeMap::new();
+        self.each_name(place, |text| {
+            let Some(shape) = name::shape_digits(text) else {
+                return;
+            };
+            let (count, names) = shapes.entry(shape).or_default();
+            *count += 1;
+            if names.len() < samples {
+                names.extend(text.parse::<FileName>());
+            }
+        })?;
+        Ok(shapes)
+    }
+
+    /// Shows the raw names in a place, those of unfinished files left out.
+    fn each_name(&self, place: Place<'_>, mut look: impl FnMut(&str)) -> Result<()> {
+        let dir = self.dir(place);
+        let handle = match fs::File::open(&dir) {
+            Ok(handle) => handle,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(QueueError::io("open", &dir)(error)),
+        };
+        let mut buffer = Vec::with_capacity(READ_DIR_BYTES);
+        let mut entries = rustix::fs::RawDir::new(handle, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(QueueError::errno("read", &dir))?;
+            if let Ok(text) = entry.file_name().to_str()
+                && !text.starts_with('.')
+            {
+                look(text);
+            }
+        }
+        Ok(())
     }
 
     /// Removes what writers that died left unfinished: `.new-*` older than `age`, wherever files

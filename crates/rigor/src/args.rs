@@ -9,10 +9,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub(crate) use control::{Agent, Batch, Load, Retry, Targets, Unload};
+pub(crate) use control::{Agent, Batch, Load, LogLevel, Retry, Targets, Unload};
 pub(crate) use machine::{Completions, Detached, Doctor, Down, Init, Up};
 pub(crate) use plans::{Check, PlanArgs, Run, Submit};
-pub(crate) use views::{Logs, Report, Show, Status, Tasks, Wait};
+pub(crate) use views::{Logs, Report, Show, Status, Tasks, Wait, Why};
 
 /// Keeps every GPU of a rig busy with a plan's work, and says why when one is not.
 #[derive(Debug, Parser)]
@@ -26,6 +26,7 @@ Examples:
   rigor up                           start the brain and the agents
   rigor submit plans/tags --wait     run a plan
   rigor status                       who does what
+  rigor why gpu-1                    and why it does nothing
 
 Exit codes: 0 ok, 1 failed, 2 usage; a wait: 3 cancelled, 4 the brain is not running."
 )]
@@ -65,6 +66,8 @@ pub(crate) enum Command {
     Show(Show),
     /// Print what a task printed.
     Logs(Logs),
+    /// Say why a task does not run, an agent does nothing, or a batch waits.
+    Why(Why),
     /// Wait until a batch is over.
     Wait(Wait),
     /// Cancel batches or tasks.
@@ -81,6 +84,8 @@ pub(crate) enum Command {
     Resume(Agent),
     /// Let an agent finish what it has and take nothing more.
     Drain(Agent),
+    /// Change how much a component logs, without a restart.
+    LogLevel(LogLevel),
     /// Load a model on an agent's GPU.
     Load(Load),
     /// Free the GPU memory that an agent's model takes.

@@ -26,7 +26,7 @@ pub(crate) fn cancel(at: &Path, args: &Targets) -> Result<Exit> {
                 }
                 signals.push((format!("{id}.cancel"), id));
             }
-            Target::Task { name, spot } => {
+            Target::Task { name, spot, .. } => {
                 let lane = spot.place().lane();
                 if lane.is_terminal() {
                     bail!("{} is over already: it lies in {lane}", name.id);
@@ -50,11 +50,15 @@ pub(crate) fn retry(at: &Path, args: &Retry) -> Result<Exit> {
     let mut tasks = Vec::new();
     for text in &args.targets {
         match opened.find(text)? {
-            Target::Batch(id) if args.failed => batches.push((format!("{id}.retry"), id)),
             Target::Batch(id) => {
+                nothing_to_retry(&opened, &id)?;
+                if args.failed {
+                    batches.push((format!("{id}.retry"), id));
+                    continue;
+                }
                 bail!("{id} is a batch: `rigor retry {id} --failed` runs its failed tasks again")
             }
-            Target::Task { name, spot } => {
+            Target::Task { name, spot, .. } => {
                 let lane = spot.place().lane();
                 use rigor_queue::lane::Lane;
                 if !matches!(lane, Lane::Failed | Lane::Cancelled) {
@@ -80,6 +84,22 @@ pub(crate) fn retry(at: &Path, args: &Retry) -> Result<Exit> {
         tell_brain(&opened, &tasks, "", "retrying")?;
     }
     Ok(Exit::Ok)
+}
+
+/// Refuses a batch of which everything is done.
+fn nothing_to_retry(opened: &Opened, id: &str) -> Result<()> {
+    if let Some(batch) = rigor_snapshot::batch(&opened.rig, id)?
+        && batch.state.is_over()
+        && batch.done > 0
+        && batch.failed + batch.cancelled == 0
+    {
+        bail!(
+            "{id} is {}: all of its {} are done, there is nothing to retry",
+            batch.state.as_str(),
+            crate::terminal::plural(batch.done as usize, "task")
+        );
+    }
+    Ok(())
 }
 
 /// Holds a batch.

@@ -14,6 +14,7 @@ mod down;
 mod exit;
 mod init;
 mod load;
+mod log_level;
 mod logs;
 mod one_task;
 mod report;
@@ -26,6 +27,7 @@ mod terminal;
 mod tmux;
 mod up;
 mod wait;
+mod why;
 
 use std::process::ExitCode;
 
@@ -61,6 +63,8 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
         Command::Tasks(args) => tasks::run(at, args),
         Command::Show(args) => show::run(at, args),
         Command::Logs(args) => logs::run(at, args),
+        Command::Why(args) => why::run(at, args),
+        Command::LogLevel(args) => log_level::run(at, args),
         Command::Wait(args) => wait::run(at, args),
         Command::Cancel(args) => control::cancel(at, args),
         Command::Retry(args) => control::retry(at, args),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rigor_queue::lane::Lane;
 use rigor_queue::records;
-use rigor_snapshot::Detail;
+use rigor_snapshot::{Detail, Found, Target};
 
 use crate::args::Logs;
 use crate::exit::Exit;
@@ -23,11 +23,12 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Prints what a task printed, as it is.
 pub(crate) fn run(at: &Path, args: &Logs) -> Result<Exit> {
     let opened = target::open(at)?;
-    let detail = opened.detail(&args.task)?;
     if args.follow {
+        let detail = awaited(&opened, &args.task)?;
         follow(&opened, detail, args.attempt)?;
         return Ok(Exit::Ok);
     }
+    let detail = opened.detail(&args.task)?;
     let attempt = match args.attempt {
         Some(attempt) => attempt,
         None => last_with_output(&opened, &detail),
@@ -57,6 +58,50 @@ pub(crate) fn run(at: &Path, args: &Logs) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// The task, once it is there: one that its batch's plan will make is waited for.
+fn awaited(opened: &Opened, text: &str) -> Result<Detail> {
+    let mut said = false;
+    loop {
+        // Looked at first: a task that is made in between is found.
+        let is_to_come = is_to_come(opened, text)?;
+        match opened.detail(text) {
+            Err(_) if is_to_come => {}
+            found => return found,
+        }
+        if !std::mem::replace(&mut said, true) {
+            note("Its batch has not made it yet; waiting for it.");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Whether a batch that is not over has a task of its plan to come under that name.
+fn is_to_come(opened: &Opened, text: &str) -> Result<bool> {
+    let Some((batch, name)) = text.split_once('/') else {
+        return Ok(false);
+    };
+    let found = rigor_snapshot::find_batch(&opened.rig, batch)?;
+    let Found::One(Target::Batch(id)) = found else {
+        return Ok(false);
+    };
+    let Some(batch) = rigor_snapshot::batch(&opened.rig, &id)? else {
+        return Ok(false);
+    };
+    Ok(!batch.state.is_over()
+        && batch.tasks.iter().any(|task| {
+            let rest = name.strip_prefix(task.id.as_str());
+            !task.expanded
+                && task.problem.is_none()
+                && rest.is_some_and(|rest| {
+                    if task.foreach {
+                        rest.starts_with('_')
+                    } else {
+                        rest.is_empty()
+                    }
+                })
+        }))
+}
+
 /// Prints what a task prints until it ends.
 pub(crate) fn follow_to_the_end(opened: &Opened, task: &str) -> Result<()> {
     let detail = opened.detail(task)?;
@@ -81,7 +126,9 @@ fn follow(opened: &Opened, detail: Detail, only: Option<u32>) -> Result<()> {
                 return Ok(());
             }
         }
-        if is_over && current > attempt {
+        // An attempt that was taken back before it began leaves no record.
+        if current > attempt && only.is_none() {
+            reader.copy()?;
             attempt += 1;
             note(format!("--- attempt {attempt} ---"));
             reader = Reader::new(opened, &detail, attempt);

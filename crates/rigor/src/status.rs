@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rigor_queue::task::Class;
-use rigor_snapshot::{Agent, AgentState, Batch, BatchState, Brain, Snapshot};
+use rigor_snapshot::{Agent, AgentState, Batch, BatchState, Brain, Snapshot, gpu_shares};
 
 use crate::args::Status;
 use crate::exit::Exit;
@@ -34,15 +34,78 @@ fn text(snapshot: &Snapshot, warn: Duration) -> String {
         text.push_str(&toned(" SIMULATED GPUs", Tone::Warning));
     }
     text.push_str(&format!("  {}\n", snapshot.rig.display()));
+    text.push_str(&disk(snapshot));
     text.push_str(&brain(&snapshot.brain, warn));
     text.push('\n');
     text.push_str(&agents(&snapshot.agents, warn));
     text.push('\n');
+    let gpu_time = gpu_time(&snapshot.agents);
+    if !gpu_time.is_empty() {
+        text.push_str(&gpu_time);
+        text.push('\n');
+    }
     text.push_str(&queue(snapshot));
     let batches = batches(&snapshot.batches);
     if !batches.is_empty() {
         text.push('\n');
         text.push_str(&batches);
+    }
+    text
+}
+
+/// Nothing, unless there is little room left.
+fn disk(snapshot: &Snapshot) -> String {
+    let Some(disk) = snapshot.disk.as_ref().filter(|disk| disk.nearly_full) else {
+        return String::new();
+    };
+    let files = disk
+        .free_files
+        .map(|files| format!(", room for {files} files"))
+        .unwrap_or_default();
+    let state = if disk.free_mb == 0 || disk.free_files == Some(0) {
+        "DISK FULL"
+    } else {
+        "DISK NEARLY FULL"
+    };
+    let words = format!(
+        "{state}: {} MB free of {} MB{files}: results, logs and heartbeats are lost without room; free some",
+        disk.free_mb, disk.total_mb
+    );
+    format!("{}\n", toned(&words, Tone::Bad))
+}
+
+/// A heartbeat that only its file's time speaks for.
+fn unwritten(seconds: u64) -> String {
+    format!(
+        "cannot write its heartbeat: what it says is {} old",
+        duration(Duration::from_secs(seconds))
+    )
+}
+
+/// What each GPU's time went into.
+fn gpu_time(agents: &[Agent]) -> String {
+    let times: Vec<_> = agents
+        .iter()
+        .filter_map(|agent| Some((agent, agent.gpu_time.as_ref()?)))
+        .collect();
+    if times.is_empty() {
+        return String::new();
+    }
+    let name_width = times
+        .iter()
+        .map(|(agent, _)| agent.name.len())
+        .max()
+        .unwrap_or(0);
+    let mut text = format!("{}\n", toned("GPU time", Tone::Heading));
+    for (agent, time) in times {
+        let parts = time.seconds.iter();
+        let shares = gpu_shares(parts.map(|(cause, seconds)| (cause.as_str(), *seconds)));
+        let length = Duration::try_from(time.to.duration_since(time.from)).unwrap_or_default();
+        text.push_str(&format!(
+            "  {:name_width$}  last {}: {shares}\n",
+            agent.name,
+            duration(Duration::from_secs(length.as_secs().max(1)))
+        ));
     }
     text
 }
@@ -73,10 +136,14 @@ fn brain(brain: &Brain, warn: Duration) -> String {
                 toned(&format!("last heartbeat {age} ago"), Tone::Warning)
             )
         });
+    let unwritten = brain
+        .heartbeat_unwritten_s
+        .map(|seconds| format!(", {}", toned(&unwritten(seconds), Tone::Warning)));
     format!(
-        "{heading} {}{pid}{}\n",
+        "{heading} {}{pid}{}{}\n",
         toned("running", Tone::Good),
-        stale.unwrap_or_default()
+        stale.unwrap_or_default(),
+        unwritten.unwrap_or_default()
     )
 }
 
@@ -167,6 +234,7 @@ fn doing(agent: &Agent, warn: Duration) -> String {
     words.extend(
         stale.map(|age| format!("last heartbeat {} ago", duration(Duration::from_secs(age)))),
     );
+    words.extend(agent.heartbeat_unwritten_s.map(unwritten));
     if agent.state == AgentState::Down {
         words.push(match (agent.heartbeat_age_s, agent.configured) {
             (_, false) => "not in rig.toml any more".to_owned(),
@@ -215,11 +283,15 @@ fn queue(snapshot: &Snapshot) -> String {
         text.push_str(" (rigor tasks --lane quarantine)");
     }
     text.push('\n');
-    for id in &queue.stuck_tasks {
+    for task in &queue.stuck_details {
+        let id = task.id.short();
         text.push_str(&format!(
-            "  stuck: {} - see: rigor logs {}\n",
-            id.short(),
-            id.short()
+            "  stuck: {} ({id}) on {}, processing {}, quiet {}; {}. See: rigor logs {id}\n",
+            printable(&task.name),
+            task.agent,
+            ago(task.since),
+            ago(task.quiet_since),
+            printable(&task.end)
         ));
     }
     text

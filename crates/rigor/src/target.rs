@@ -52,7 +52,7 @@ impl Opened {
             "task",
             rigor_snapshot::find(&self.rig, &self.config, text)?,
         )? {
-            Target::Task { name, spot } => Ok((name, spot)),
+            Target::Task { name, spot, .. } => Ok((name, spot)),
             Target::Batch(id) => {
                 bail!("{id} is a batch; `rigor tasks --batch {id}` lists its tasks")
             }

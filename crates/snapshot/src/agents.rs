@@ -1,18 +1,24 @@
 //! Who is there, as the locks and heartbeats say.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rigor_config::Config;
 use rigor_queue::heartbeat::{GpuBeat, Heartbeat, Verdict};
 use rigor_queue::name::TaskId;
 use rigor_queue::presence::{self, Holder, Role};
+use rigor_queue::reasons::Cause;
 use rigor_queue::rig::{BRAIN, Place, Rig};
 use rigor_queue::task::Class;
 use serde::Serialize;
 
 use crate::Result;
+use crate::gpu_time::{self, GpuTime};
+
+/// GPU time is told of the last hour.
+const GPU_TIME_OF: SignedDuration = SignedDuration::from_hours(1);
 
 /// The brain.
 #[derive(Clone, Debug, Serialize)]
@@ -25,6 +31,10 @@ pub struct Brain {
     pub heartbeat_age_s: Option<u64>,
     /// When the process of the last heartbeat started.
     pub started: Option<Timestamp>,
+    /// Its heartbeats cannot be written, a full disk mostly: what the last one says is so many
+    /// seconds older than the last sign of life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_unwritten_s: Option<u64>,
 }
 
 /// One agent, whether it runs or not.
@@ -51,9 +61,17 @@ pub struct Agent {
     /// The numbers behind the code, in words.
     pub idle_detail: Option<String>,
     /// The last verdict on each class that has anything queued.
-    pub verdicts: std::collections::BTreeMap<Class, Verdict>,
+    pub verdicts: BTreeMap<Class, Verdict>,
     /// Seconds since its last heartbeat, by the wall clock; none: there never was one.
     pub heartbeat_age_s: Option<u64>,
+    /// Its heartbeats cannot be written, a full disk mostly: what the last one says is so many
+    /// seconds older than the last sign of life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat_unwritten_s: Option<u64>,
+    /// What its GPU's time went into over the last hour, or since its journal began; none where
+    /// there is no GPU or no journal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu_time: Option<Seconds>,
     /// Tasks that it has, by id.
     pub processing: Vec<TaskId>,
     /// Tasks finished since the process started.
@@ -66,6 +84,28 @@ pub struct Agent {
     pub llm_slots: (u32, u32),
     /// It is in rig.toml (else it only ran here once).
     pub configured: bool,
+}
+
+/// What a GPU's time went into.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Seconds {
+    /// The first instant.
+    pub from: Timestamp,
+    /// The instant after the last.
+    pub to: Timestamp,
+    /// By cause; the sum is `to - from`.
+    pub seconds: BTreeMap<Cause, f64>,
+}
+
+impl From<&GpuTime> for Seconds {
+    fn from(time: &GpuTime) -> Seconds {
+        let seconds = |(cause, length): (Cause, SignedDuration)| (cause, length.as_secs_f64());
+        Seconds {
+            from: time.from,
+            to: time.to,
+            seconds: time.totals().into_iter().map(seconds).collect(),
+        }
+    }
 }
 
 /// What an agent is.
@@ -110,7 +150,7 @@ impl AgentState {
 }
 
 /// Reads the brain's presence.
-pub(crate) fn brain(rig: &Rig, now: SystemTime) -> Result<Brain> {
+pub(crate) fn brain(rig: &Rig, config: &Config, now: SystemTime) -> Result<Brain> {
     let presence = presence_of(rig, BRAIN)?;
     let heartbeat = last_heartbeat(rig, BRAIN);
     Ok(Brain {
@@ -119,7 +159,10 @@ pub(crate) fn brain(rig: &Rig, now: SystemTime) -> Result<Brain> {
             .filter(|_| presence == Presence::Alive)
             .map(|holder| holder.pid),
         heartbeat_age_s: heartbeat_age(rig, BRAIN, now).map(|age| age.as_secs()),
-        started: heartbeat.map(|heartbeat| heartbeat.started),
+        started: heartbeat.as_ref().map(|heartbeat| heartbeat.started),
+        heartbeat_unwritten_s: heartbeat
+            .filter(|_| presence == Presence::Alive)
+            .and_then(|beat| unwritten(rig, config, BRAIN, &beat)),
     })
 }
 
@@ -132,13 +175,20 @@ pub(crate) fn agents(rig: &Rig, config: &Config, now: SystemTime) -> Result<Vec<
         .filter(|name| !configured.contains(name))
         .cloned();
     let names: Vec<String> = configured.iter().cloned().chain(others).collect();
+    let to = Timestamp::try_from(now).unwrap_or_else(|_| Timestamp::now());
+    let times = gpu_time::recent(rig, config, to - GPU_TIME_OF, to)?;
     names
         .into_iter()
-        .map(|name| agent(rig, name, &configured, now))
+        .map(|name| {
+            let time = times.iter().find(|time| time.agent == name);
+            let mut agent = agent(rig, config, name, now)?;
+            agent.gpu_time = time.map(Seconds::from);
+            Ok(agent)
+        })
         .collect()
 }
 
-fn agent(rig: &Rig, name: String, configured: &[String], now: SystemTime) -> Result<Agent> {
+fn agent(rig: &Rig, config: &Config, name: String, now: SystemTime) -> Result<Agent> {
     let presence = presence_of(rig, &name)?;
     let alive = presence == Presence::Alive;
     let heartbeat = last_heartbeat(rig, &name);
@@ -176,12 +226,14 @@ fn agent(rig: &Rig, name: String, configured: &[String], now: SystemTime) -> Res
             .map(|beat| beat.verdicts.clone())
             .unwrap_or_default(),
         heartbeat_age_s: heartbeat_age(rig, &name, now).map(|age| age.as_secs()),
+        heartbeat_unwritten_s: current.and_then(|beat| unwritten(rig, config, &name, beat)),
+        gpu_time: None,
         processing,
         completed: current.map_or(0, |beat| beat.completed),
         failed: current.map_or(0, |beat| beat.failed),
         cpu_slots: current.map_or((0, 0), |beat| beat.cpu_slots),
         llm_slots: current.map_or((0, 0), |beat| beat.llm_slots),
-        configured: configured.contains(&name),
+        configured: config.agent_names().any(|agent| agent == name),
         name,
     })
 }
@@ -198,14 +250,19 @@ fn state_of(beat: &Heartbeat) -> AgentState {
     }
 }
 
+/// Who holds a component's lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Presence {
+pub(crate) enum Presence {
+    /// Nobody.
     Gone,
+    /// The brain, for one that is dead.
     Recovering,
+    /// Itself.
     Alive,
 }
 
-fn presence_of(rig: &Rig, name: &str) -> Result<Presence> {
+/// Reads who holds a component's lock.
+pub(crate) fn presence_of(rig: &Rig, name: &str) -> Result<Presence> {
     if presence::is_held(rig, name)? != Some(true) {
         return Ok(Presence::Gone);
     }
@@ -216,7 +273,7 @@ fn presence_of(rig: &Rig, name: &str) -> Result<Presence> {
     })
 }
 
-fn holder(rig: &Rig, name: &str) -> Option<Holder> {
+pub(crate) fn holder(rig: &Rig, name: &str) -> Option<Holder> {
     let text = fs::read(rig.agent_dir(name).join("lock")).ok()?;
     serde_json::from_slice(&text).ok()
 }
@@ -227,9 +284,24 @@ fn last_heartbeat(rig: &Rig, name: &str) -> Option<Heartbeat> {
 }
 
 fn heartbeat_age(rig: &Rig, name: &str, now: SystemTime) -> Option<Duration> {
-    let modified = fs::metadata(rig.agent_dir(name).join("heartbeat.json"))
+    Some(
+        now.duration_since(last_sign(rig, name)?)
+            .unwrap_or_default(),
+    )
+}
+
+/// How much older than the last sign of life the last heartbeat is, seconds, where that is long: an
+/// agent that cannot write its heartbeat touches the file.
+fn unwritten(rig: &Rig, config: &Config, name: &str, beat: &Heartbeat) -> Option<u64> {
+    let sign = Timestamp::try_from(last_sign(rig, name)?).ok()?;
+    let age = Duration::try_from(sign.duration_since(beat.at)).ok()?;
+    (age > config.timing.heartbeat_warn).then_some(age.as_secs())
+}
+
+/// When a component's heartbeat was last written or touched.
+pub(crate) fn last_sign(rig: &Rig, name: &str) -> Option<SystemTime> {
+    fs::metadata(rig.agent_dir(name).join("heartbeat.json"))
         .ok()?
         .modified()
-        .ok()?;
-    Some(now.duration_since(modified).unwrap_or_default())
+        .ok()
 }

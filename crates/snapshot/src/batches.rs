@@ -89,6 +89,9 @@ pub struct PlanTask {
     /// Tasks that it waits for.
     #[serde(default)]
     pub depends_on: Vec<String>,
+    /// Of those, the tasks of which each item waits for the same item alone.
+    #[serde(default)]
+    pub per_item: Vec<String>,
 }
 
 /// What a batch is.
@@ -324,12 +327,7 @@ fn from_spec(id: &str, state: BatchState, spec: TaskSpec) -> Batch {
 fn unread(id: &str, state: BatchState) -> Batch {
     Batch {
         id: id.to_owned(),
-        // The id starts with the plan's name.
-        plan: id
-            .strip_suffix(stamp(id))
-            .unwrap_or(id)
-            .trim_end_matches('-')
-            .to_owned(),
+        plan: plan_of(id).to_owned(),
         state,
         done: 0,
         total: 0,
@@ -351,6 +349,13 @@ fn count(rig: &Rig, place: Place<'_>, plan_id: TaskId) -> Result<u64> {
         .iter()
         .filter(|name| name.id != plan_id)
         .count() as u64)
+}
+
+/// The plan's name, with which a batch id starts.
+pub(crate) fn plan_of(id: &str) -> &str {
+    id.strip_suffix(stamp(id))
+        .unwrap_or(id)
+        .trim_end_matches('-')
 }
 
 /// `yyyymmdd-hhmmss-xxxx` of a batch id; all of one that is made otherwise.

@@ -7,8 +7,8 @@ use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::rig::{BRAIN, Rig};
 
 use crate::Result;
-use crate::batches::{Active, PLAN_TASK, ids, plan_task_id};
-use crate::names::Names;
+use crate::batches::{Active, PLAN_TASK, ids, plan_of, plan_task_id};
+use crate::names::{Names, plan_tasks};
 use crate::tasks::{Filter, Spot, spots};
 
 /// What was found under a name.
@@ -20,6 +20,8 @@ pub enum Target {
         name: FileName,
         /// Where.
         spot: Spot,
+        /// Task files there that come before it in claim order.
+        ahead: usize,
     },
     /// A batch, by its whole id.
     Batch(String),
@@ -62,13 +64,49 @@ pub fn find(rig: &Rig, config: &Config, text: &str) -> Result<Found> {
     let mut targets: Vec<Target> = prefixed(&batches, text).map(Target::Batch).collect();
     let hexadecimal = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if !text.is_empty() && text.len() <= 16 && hexadecimal {
-        targets.extend(located(rig, &batches, &Filter::default(), |id| {
-            id.to_string().starts_with(text)
-        })?);
+        targets.extend(located(rig, &batches, &Filter::default(), text)?);
     }
-    Ok(one_of(targets, || {
-        let known = agents.iter().chain(&batches).map(String::as_str);
-        nearest(text, known).map(str::to_owned)
+    if targets.is_empty() {
+        let nearest = nearest_of_all(rig, &agents, &batches, text)?;
+        return Ok(Found::NotFound { nearest });
+    }
+    Ok(one_of(targets, || None))
+}
+
+/// The agent, the batch, or the task of a batch that is not over, whose name is most like `text`;
+/// a task as `batch/name`.
+fn nearest_of_all(
+    rig: &Rig,
+    agents: &[String],
+    batches: &[String],
+    text: &str,
+) -> Result<Option<String>> {
+    let active = Active::read(rig)?;
+    let mut names = Names::default();
+    for batch in batches.iter().filter(|id| active.is_active(id)) {
+        names.add(rig, batch, None)?;
+    }
+    // What a person types, with what it stands for: a batch may be typed without its time.
+    let mut known: Vec<(String, String)> = agents
+        .iter()
+        .chain(batches)
+        .map(|name| (name.clone(), name.clone()))
+        .collect();
+    known.extend(
+        batches
+            .iter()
+            .rev()
+            .map(|id| (plan_of(id).to_owned(), id.clone())),
+    );
+    known.extend(names.iter().map(|(_, known)| {
+        let name = known.name();
+        let label = format!("{}/{name}", known.batch);
+        (name, label)
+    }));
+    let near = nearest(text, known.iter().map(|(name, _)| name.as_str()));
+    Ok(near.and_then(|near| {
+        let of = known.iter().find(|(name, _)| name == near);
+        of.map(|(_, label)| label.clone())
     }))
 }
 
@@ -111,6 +149,9 @@ fn label(target: &Target) -> String {
 
 /// The task of that name in a batch; a unique beginning of the name will do.
 fn named_task(rig: &Rig, batch: &str, name: &str) -> Result<Found> {
+    if let Some(target) = by_whole_name(rig, batch, name)? {
+        return Ok(Found::One(target));
+    }
     let count = Active::read(rig)?.batch(rig, batch)?;
     let mut names = Names::default();
     names.add(rig, batch, count.as_ref())?;
@@ -139,7 +180,7 @@ fn named_task(rig: &Rig, batch: &str, name: &str) -> Result<Found> {
                 batch: Some(batch.to_owned()),
                 ..Filter::default()
             };
-            let targets = located(rig, &[batch.to_owned()], &filter, |of| of == *id)?;
+            let targets = located(rig, &[batch.to_owned()], &filter, &id.to_string())?;
             Ok(one_of(targets, || None))
         }
         ref several => {
@@ -151,6 +192,31 @@ fn named_task(rig: &Rig, batch: &str, name: &str) -> Result<Found> {
             Ok(Found::Ambiguous(labels))
         }
     }
+}
+
+/// The task of exactly that name, by the id that follows from it: no manifest is read.
+fn by_whole_name(rig: &Rig, batch: &str, name: &str) -> Result<Option<Target>> {
+    let filter = Filter {
+        batch: Some(batch.to_owned()),
+        ..Filter::default()
+    };
+    for task in plan_tasks(rig, batch)? {
+        let id = if name == task {
+            TaskId::derive(batch, &task, None)
+        } else if let Some(item) = name
+            .strip_prefix(task.as_str())
+            .and_then(|rest| rest.strip_prefix('_'))
+        {
+            TaskId::derive(batch, &task, Some(item))
+        } else {
+            continue;
+        };
+        let found = located(rig, &[batch.to_owned()], &filter, &id.to_string())?;
+        if let Some(target) = found.into_iter().next() {
+            return Ok(Some(target));
+        }
+    }
+    Ok(None)
 }
 
 /// Names from the task files themselves, for a batch whose manifests are gone.
@@ -173,29 +239,24 @@ fn read_names(rig: &Rig, batch: &str) -> Result<Vec<(TaskId, String)>> {
     Ok(names)
 }
 
-/// Where the wanted tasks lie. A task that moves while the lanes are read is found where it was
-/// seen last; one that moved back past the reader is looked for a second time.
-fn located(
-    rig: &Rig,
-    batches: &[String],
-    filter: &Filter,
-    wanted: impl Fn(TaskId) -> bool,
-) -> Result<Vec<Target>> {
+/// Where the tasks lie whose id begins like that. A task that moves while the lanes are read is
+/// found where it was seen last; one that moved back past the reader is looked for a second time.
+fn located(rig: &Rig, batches: &[String], filter: &Filter, prefix: &str) -> Result<Vec<Target>> {
     let plans: Vec<TaskId> = batches.iter().map(|id| plan_task_id(id)).collect();
     for _ in 0..2 {
-        let mut found: Vec<(FileName, Spot)> = Vec::new();
+        let mut found: Vec<(FileName, Spot, usize)> = Vec::new();
         for spot in spots(rig, batches, filter)? {
-            for name in rig.list(spot.place())?.names {
-                if wanted(name.id) && !plans.contains(&name.id) {
-                    found.retain(|(of, _)| of.id != name.id);
-                    found.push((name, spot.clone()));
+            for (name, ahead) in rig.find(spot.place(), prefix)? {
+                if !plans.contains(&name.id) {
+                    found.retain(|(of, ..)| of.id != name.id);
+                    found.push((name, spot.clone(), ahead));
                 }
             }
         }
         if !found.is_empty() {
             return Ok(found
                 .into_iter()
-                .map(|(name, spot)| Target::Task { name, spot })
+                .map(|(name, spot, ahead)| Target::Task { name, spot, ahead })
                 .collect());
         }
     }

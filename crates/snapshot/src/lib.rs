@@ -9,19 +9,22 @@ mod batches;
 mod detail;
 pub mod facts;
 mod find;
+mod gpu_time;
 mod names;
 mod read;
 mod tasks;
+pub mod why;
 
 use std::path::PathBuf;
 
 use rigor_queue::QueueError;
 
-pub use agents::{Agent, AgentState, Brain};
+pub use agents::{Agent, AgentState, Brain, Seconds};
 pub use batches::{Batch, BatchState, PLAN_TASK, PlanTask, batch, plan_task_id};
 pub use detail::{Attempt, Detail, detail};
 pub use find::{Found, Target, find, find_batch};
-pub use read::{Queue, Snapshot};
+pub use gpu_time::{BatchGpuTime, CauseMs, GpuTime, GpuTimeOfBatch, gpu_shares, gpu_time};
+pub use read::{Disk, Queue, Snapshot};
 pub use tasks::{Filter, Spot, Task, tasks};
 
 /// The version of everything that this crate serialises.

@@ -1,8 +1,7 @@
 //! The snapshot that `rigor status` prints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -10,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use rigor_config::Config;
 use rigor_queue::name::TaskId;
+use rigor_queue::outlook::{self, StuckTask};
 use rigor_queue::rig::{BRAIN, Place, Rig};
 use rigor_queue::task::Class;
 use serde::Serialize;
@@ -23,9 +23,8 @@ use crate::{Result, SCHEMA};
 const ENDED_SHOWN: usize = 20;
 /// What counts as having completed just now.
 const RECENT: Duration = Duration::from_secs(5 * 60);
-/// So much of the decision log's end is searched for the last MONITOR line, bytes: lines are
-/// some hundred bytes, a MONITOR with many stuck tasks some thousand.
-const DECISIONS_TAIL: u64 = 256 * 1024;
+/// Inodes below which a disk counts as nearly full: each task takes some.
+const FEW_FILES: u64 = 1000;
 
 /// The state of a rig.
 #[derive(Clone, Debug, Serialize)]
@@ -48,6 +47,44 @@ pub struct Snapshot {
     pub queue: Queue,
     /// Every batch that is not over, and the newest of those that are; the newest last.
     pub batches: Vec<Batch>,
+    /// The disk that the rig lies on; none where it does not say.
+    pub disk: Option<Disk>,
+}
+
+/// The disk of the rig.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Disk {
+    /// Free for this user, MB (1,000,000 bytes).
+    pub free_mb: u64,
+    /// In all, MB.
+    pub total_mb: u64,
+    /// Files that can still be made; none where the file system has no such limit.
+    pub free_files: Option<u64>,
+    /// It is full or nearly so: results, logs and heartbeats are about to be lost.
+    pub nearly_full: bool,
+}
+
+impl Disk {
+    fn read(rig: &Rig) -> Option<Disk> {
+        const MB: u64 = 1_000_000;
+        let stat = rustix::fs::statvfs(rig.root()).ok()?;
+        Some(Disk::of(
+            stat.f_bavail.saturating_mul(stat.f_frsize) / MB,
+            stat.f_blocks.saturating_mul(stat.f_frsize) / MB,
+            (stat.f_files > 0).then_some(stat.f_favail),
+        ))
+    }
+
+    fn of(free_mb: u64, total_mb: u64, free_files: Option<u64>) -> Disk {
+        // A hundredth is much on a large disk, and on a tiny one 200 MB is all.
+        let few_mb = (total_mb / 100).clamp(200, 2_000).min(total_mb / 10);
+        Disk {
+            free_mb,
+            total_mb,
+            free_files,
+            nearly_full: free_mb < few_mb || free_files.is_some_and(|files| files < FEW_FILES),
+        }
+    }
 }
 
 /// What lies in the lanes. Submitted plans are batches and not counted here.
@@ -63,6 +100,8 @@ pub struct Queue {
     pub stuck: usize,
     /// Their ids.
     pub stuck_tasks: Vec<TaskId>,
+    /// Since when each is quiet, and what will end it.
+    pub stuck_details: Vec<StuckTask>,
     /// Completed within the last 5 minutes.
     pub completed_last_5min: usize,
     /// Waiting for dependencies, in batches that are not over.
@@ -102,10 +141,11 @@ impl Snapshot {
             rig: rig.root().to_owned(),
             name: config.rig.name.clone(),
             simulated: config.nvml.simulated,
-            brain: agents::brain(rig, now)?,
+            brain: agents::brain(rig, config, now)?,
             queue: queue(rig, &ids, &running, &plans, &agents, now)?,
             agents,
             batches: shown,
+            disk: Disk::read(rig),
         })
     }
 }
@@ -149,15 +189,16 @@ fn queue(
     for batch in batches {
         recent += completed_since(rig, batch, now - RECENT)?;
     }
-    let stuck_tasks = stuck(rig, &processing);
+    let stuck_details = stuck(rig, &processing);
     let quarantine = rig.list(Place::Quarantine)?;
     let reasons = |path: &PathBuf| path.extension().is_some_and(|end| end == "reason");
     Ok(Queue {
         total_pending: by_class.values().sum(),
         by_class,
         processing: processing.len(),
-        stuck: stuck_tasks.len(),
-        stuck_tasks,
+        stuck: stuck_details.len(),
+        stuck_tasks: stuck_details.iter().map(|task| task.id).collect(),
+        stuck_details,
         completed_last_5min: recent,
         waiting,
         retry,
@@ -192,37 +233,29 @@ fn completed_since(rig: &Rig, batch: &str, since: SystemTime) -> Result<usize> {
     Ok(recent.count())
 }
 
-/// The tasks that the brain's last MONITOR named as stuck and that still run.
-fn stuck(rig: &Rig, processing: &BTreeSet<TaskId>) -> Vec<TaskId> {
-    if processing.is_empty() {
-        return Vec::new();
-    }
-    let named = last_monitor(rig).unwrap_or_default();
-    let is_named = |id: &TaskId| {
-        let text = id.to_string();
-        named
-            .iter()
-            .any(|prefix| prefix.len() >= 8 && text.starts_with(prefix.as_str()))
-    };
-    processing.iter().copied().filter(is_named).collect()
+/// The tasks that the brain last called stuck and that still run. An outlook that cannot be read
+/// says nothing: the display goes on.
+fn stuck(rig: &Rig, processing: &BTreeSet<TaskId>) -> Vec<StuckTask> {
+    let outlook = outlook::read(rig).ok().flatten().unwrap_or_default();
+    let mut stuck = outlook.stuck;
+    stuck.retain(|task| processing.contains(&task.id));
+    stuck
 }
 
-fn last_monitor(rig: &Rig) -> Option<Vec<String>> {
-    let mut file = File::open(rig.logs_dir().join("brain_decisions.log")).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(DECISIONS_TAIL)))
-        .ok()?;
-    let mut tail = Vec::new();
-    file.read_to_end(&mut tail).ok()?;
-    let text = String::from_utf8_lossy(&tail);
-    text.lines()
-        .rev()
-        .filter(|line| line.contains("\"MONITOR\""))
-        .find_map(|line| {
-            let entry: serde_json::Value = serde_json::from_str(line).ok()?;
-            let is_monitor = entry.get("type").and_then(|kind| kind.as_str()) == Some("MONITOR");
-            let stuck = entry.get("details")?.get("stuck_tasks")?.as_array()?;
-            let ids = stuck.iter().filter_map(|one| one.get("task_id")?.as_str());
-            is_monitor.then(|| ids.map(str::to_owned).collect())
-        })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_as_nearly_full() {
+        let full = |free, total, files| Disk::of(free, total, files).nearly_full;
+        assert!(full(199, 50_000, None) && !full(500, 50_000, None));
+        assert!(full(999, 100_000, None) && !full(1000, 100_000, None));
+        assert!(
+            !full(2000, 20_000_000, None),
+            "much is left on a large disk"
+        );
+        assert!(full(9, 100, None) && !full(50, 100, None), "a tiny disk");
+        assert!(full(50_000, 100_000, Some(10)) && !full(50_000, 100_000, Some(10_000)));
+    }
 }

@@ -4,20 +4,23 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rigor_config::Config;
 use rigor_queue::claim::{self, Candidate, Held};
 use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat, Refusal, Verdict};
 use rigor_queue::lane::{Lane, Move};
 use rigor_queue::name::{FileName, TaskId};
+use rigor_queue::outlook::{self, Outlook, StuckTask};
 use rigor_queue::presence::{self, ComponentLock, Role};
+use rigor_queue::reasons::{Cause, Reason, ReasonLog};
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome, Peaks};
 use rigor_queue::records;
 use rigor_queue::rig::{BRAIN, Place, Rig};
 use rigor_queue::submit::{Durability, expand, submit};
 use rigor_queue::task::{Class, Item, Submission, TaskSpec, Work};
 use rigor_snapshot::{
-    AgentState, BatchState, Filter, Found, Snapshot, Target, detail, find, find_batch, tasks,
+    AgentState, BatchGpuTime, BatchState, Filter, Found, Snapshot, Target, detail, find,
+    find_batch, gpu_time, tasks,
 };
 
 const BATCH: &str = "video-tags-20260207-214530-ab2c";
@@ -245,6 +248,132 @@ fn an_agent_says_why_it_is_idle_until_it_is_gone() {
     assert_eq!(agent.state, AgentState::Recovering);
 }
 
+fn ago(seconds: i64) -> Timestamp {
+    Timestamp::now() - SignedDuration::from_secs(seconds)
+}
+
+fn journal(fixture: &Fixture, name: &str, entries: &[(Timestamp, Cause, &[&str])]) {
+    fixture.rig.prepare_agent(name).unwrap();
+    let mut log = ReasonLog::open(&fixture.rig, name).unwrap();
+    for (since, cause, batches) in entries {
+        let reason = Reason {
+            since: *since,
+            cause: *cause,
+            code: None,
+            detail: String::new(),
+            batches: batches.iter().map(|batch| (*batch).to_owned()).collect(),
+        };
+        assert!(log.note(reason).unwrap());
+    }
+}
+
+#[test]
+fn every_second_of_a_gpu_has_a_cause() {
+    let fixture = fixture();
+    let _lock = ComponentLock::acquire(&fixture.rig, "gpu-1", Role::Running).unwrap();
+    presence::beat(&fixture.rig, "gpu-1", &heartbeat(LlmBeat::Cold)).unwrap();
+    let (start, idle) = (ago(600), ago(400));
+    journal(
+        &fixture,
+        "gpu-1",
+        &[(start, Cause::Running, &["b"]), (idle, Cause::NoWork, &[])],
+    );
+    journal(&fixture, BRAIN, &[(ago(500), Cause::WaitingDeps, &[])]);
+    // gpu-2 died without a word a hundred seconds ago.
+    journal(&fixture, "gpu-2", &[(ago(300), Cause::Running, &["other"])]);
+    presence::beat(&fixture.rig, "gpu-2", &heartbeat(LlmBeat::Cold)).unwrap();
+    let beat = fixture.rig.agent_dir("gpu-2").join("heartbeat.json");
+    let seen = std::time::SystemTime::now() - Duration::from_secs(100);
+    std::fs::File::open(&beat)
+        .unwrap()
+        .set_modified(seen)
+        .unwrap();
+
+    let (from, to) = (ago(700), ago(0));
+    let times = gpu_time(&fixture.rig, &fixture.config, from, to).unwrap();
+    assert_eq!(times.len(), 2);
+    for time in &times {
+        let sum: SignedDuration = time.totals().into_values().sum();
+        assert_eq!(sum, to.duration_since(from), "{}", time.agent);
+    }
+    assert_eq!(
+        times[0].totals(),
+        [
+            (Cause::AgentDown, start.duration_since(from)),
+            (Cause::Running, idle.duration_since(start)),
+            (Cause::WaitingDeps, to.duration_since(idle)),
+        ]
+        .into()
+    );
+    let down = times[1].spans.last().unwrap();
+    assert_eq!(down.cause, Cause::AgentDown);
+    assert_eq!(down.from, Timestamp::try_from(seen).unwrap());
+
+    let of_batch = BatchGpuTime::read(&fixture.rig, &fixture.config, "b", from, to)
+        .unwrap()
+        .unwrap();
+    for gpu in &of_batch.gpus {
+        assert_eq!(gpu.ms.values().sum::<i64>(), of_batch.wall_ms);
+    }
+    assert!(of_batch.gpus[0].ms["running"] > 0);
+    assert!(of_batch.gpus[1].ms["running_other_batches"] > 0);
+
+    // Status tells of what the journals cover.
+    let json = serde_json::to_value(fixture.snapshot()).unwrap();
+    let told = &json["agents"][0]["gpu_time"];
+    assert_eq!(told["from"], serde_json::to_value(start).unwrap());
+    let seconds = told["seconds"].as_object().unwrap();
+    assert_eq!(seconds.len(), 2, "{told}");
+    let sum: f64 = seconds.values().map(|value| value.as_f64().unwrap()).sum();
+    let end: Timestamp = serde_json::from_value(told["to"].clone()).unwrap();
+    let wall = end.duration_since(start).as_secs_f64();
+    assert!((sum - wall).abs() < 1e-6, "{sum} of {wall}");
+}
+
+#[test]
+fn a_silent_agent_is_down_since_its_last_sign_of_life() {
+    let fixture = fixture();
+    let _lock = ComponentLock::acquire(&fixture.rig, "gpu-1", Role::Running).unwrap();
+    presence::beat(&fixture.rig, "gpu-1", &heartbeat(LlmBeat::Cold)).unwrap();
+    journal(&fixture, "gpu-1", &[(ago(300), Cause::Running, &["b"])]);
+    let cause_now = || {
+        let times = gpu_time(&fixture.rig, &fixture.config, ago(310), ago(0)).unwrap();
+        times[0].spans.last().unwrap().cause
+    };
+    assert_eq!(cause_now(), Cause::Running);
+    let beat = fixture.rig.agent_dir("gpu-1").join("heartbeat.json");
+    let touch = |age| {
+        let at = std::time::SystemTime::now() - Duration::from_secs(age);
+        let file = std::fs::File::open(&beat).unwrap();
+        file.set_modified(at).unwrap();
+    };
+    touch(61);
+    assert_eq!(cause_now(), Cause::AgentDown);
+    touch(59);
+    assert_eq!(cause_now(), Cause::Running);
+}
+
+#[test]
+fn a_heartbeat_that_is_only_touched_is_told_of() {
+    let fixture = fixture();
+    let _lock = ComponentLock::acquire(&fixture.rig, "gpu-1", Role::Running).unwrap();
+    let mut beat = heartbeat(LlmBeat::Cold);
+    presence::beat(&fixture.rig, "gpu-1", &beat).unwrap();
+    let agent = fixture.snapshot().agents.remove(0);
+    assert_eq!(agent.heartbeat_unwritten_s, None);
+    beat.at = ago(90);
+    presence::beat(&fixture.rig, "gpu-1", &beat).unwrap();
+    let agent = fixture.snapshot().agents.remove(0);
+    assert!((85..=95).contains(&agent.heartbeat_unwritten_s.unwrap()));
+    assert!(agent.heartbeat_age_s.unwrap() < 5);
+}
+
+#[test]
+fn the_disk_of_the_rig_is_shown() {
+    let disk = fixture().snapshot().disk.unwrap();
+    assert!(disk.total_mb >= disk.free_mb && disk.total_mb > 0);
+}
+
 #[test]
 fn reading_takes_no_lock() {
     let fixture = fixture();
@@ -313,17 +442,22 @@ fn tasks_are_counted_where_they_lie() {
     let done = fixture.claim(Class::Llm, &names[0], "gpu-1");
     let running = fixture.claim(Class::Llm, &names[1], "gpu-1");
     fixture.record(&done.spec, 1, Outcome::Succeeded);
-    done.complete(&fixture.rig).unwrap();
     let id = running.spec.id;
-    let monitor = serde_json::json!({
-        "timestamp": "2026-02-07T21:46:30Z", "type": "MONITOR", "message": "...",
-        "details": {"stuck_tasks": [{"task_id": id, "assigned_to": "gpu-1"}, {"task_id": "ffffffff"}]},
-    });
-    std::fs::write(
-        fixture.rig.logs_dir().join("brain_decisions.log"),
-        format!("{monitor}\n"),
-    )
-    .unwrap();
+    let done = (done.spec.id, done.complete(&fixture.rig).unwrap());
+    let stuck = |id| StuckTask {
+        id,
+        name: "tag_v1".to_owned(),
+        agent: "gpu-1".to_owned(),
+        since: Timestamp::UNIX_EPOCH,
+        quiet_since: Timestamp::UNIX_EPOCH,
+        end: "nothing will stop it (no timeout)".to_owned(),
+    };
+    let outlook = Outlook {
+        schema: 1,
+        stuck: vec![stuck(id), stuck(done.0)],
+        ..Outlook::default()
+    };
+    outlook::write(&fixture.rig, &outlook).unwrap();
 
     let snapshot = fixture.snapshot();
     let queue = &snapshot.queue;
@@ -332,6 +466,7 @@ fn tasks_are_counted_where_they_lie() {
     assert_eq!((queue.processing, queue.waiting), (1, 1));
     assert_eq!(queue.completed_last_5min, 1);
     assert_eq!(queue.stuck_tasks, [id], "only what still runs");
+    assert_eq!((queue.stuck, &queue.stuck_details[0]), (1, &stuck(id)));
     assert_eq!(snapshot.agents[0].processing, [id]);
     let batch = &snapshot.batches[0];
     assert_eq!((batch.done, batch.total, batch.running), (1, 4, 2));
@@ -450,7 +585,8 @@ fn names_may_be_shortened_as_far_as_they_stay_unique() {
             spot: rigor_snapshot::Spot::Waiting {
                 batch: BATCH.to_owned(),
                 task: "tag".to_owned()
-            }
+            },
+            ahead: 1,
         }),
         "the whole name comes before its being a prefix of tag_v10"
     );
@@ -477,7 +613,7 @@ fn a_task_shows_its_attempts_and_the_one_that_runs() {
     );
     let next = held.requeue(&fixture.rig, false).unwrap();
     let _running = fixture.claim(Class::Llm, &next, "gpu-2");
-    let Found::One(Target::Task { name, spot }) =
+    let Found::One(Target::Task { name, spot, .. }) =
         find(&fixture.rig, &fixture.config, &next.id.to_string()).unwrap()
     else {
         panic!()

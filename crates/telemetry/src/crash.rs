@@ -30,7 +30,7 @@ pub fn install_panic_hook(label: &str) {
 }
 
 /// Logs a fatal error that is no panic: `{label} crashed: {error}: {cause}: {cause}`, and below it
-/// the backtrace where one was captured.
+/// its backtrace. Where none was captured, which is so unless `RUST_BACKTRACE` is set, it is that of the caller.
 pub fn log_crash(label: &str, error: &(dyn Error + 'static), backtrace: &Backtrace) {
     let mut message = format!("{label} crashed: {error}");
     let mut cause = error.source();
@@ -40,6 +40,11 @@ pub fn log_crash(label: &str, error: &(dyn Error + 'static), backtrace: &Backtra
     }
     if backtrace.status() == BacktraceStatus::Captured {
         message.push_str(&format!("\n{backtrace}"));
+    } else {
+        let here = Backtrace::force_capture();
+        message.push_str(&format!(
+            "\nWhere it was noticed (RUST_BACKTRACE=1 shows where it arose):\n{here}"
+        ));
     }
     say(&message);
 }

@@ -33,14 +33,16 @@ impl Form {
     /// How the outputs themselves speak up.
     pub(crate) fn notice(self, component: &str) -> Notice {
         let component = component.to_owned();
-        Box::new(move |level, message| {
-            self.write(&Line {
-                time: now(),
-                component: &component,
-                level,
-                message,
-                fields: Map::new(),
-            })
+        Box::new(move |level, message| Some(self.say(&component, level, message)))
+    }
+
+    fn say(self, component: &str, level: Level, message: String) -> String {
+        self.write(&Line {
+            time: now(),
+            component,
+            level,
+            message,
+            fields: Map::new(),
         })
     }
 }
@@ -74,7 +76,20 @@ pub(crate) struct Terminal {
 struct Writer {
     writer: NonBlocking,
     counter: ErrorCounter,
+    /// Missing lines that the terminal was told of.
     confessed: usize,
+    /// Notices that did not get through themselves; the counter has them too.
+    lost_notices: usize,
+}
+
+impl Writer {
+    /// Hands a line over; whether there was room for it.
+    fn put(&mut self, line: &str) -> bool {
+        let before = self.counter.dropped_lines();
+        // It only hands over to its thread, and counts where it cannot.
+        let _ = self.writer.write_all(line.as_bytes());
+        self.counter.dropped_lines() == before
+    }
 }
 
 impl Terminal {
@@ -86,22 +101,25 @@ impl Terminal {
                 writer,
                 counter,
                 confessed: 0,
+                lost_notices: 0,
             }),
         }
     }
 
     fn write(&self, line: &Line<'_>) {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = writer.counter.dropped_lines();
-        // It only hands over to its thread, and counts where it cannot.
-        let _ = writer.writer.write_all(self.form.write(line).as_bytes());
-        let dropped = writer.counter.dropped_lines();
-        if dropped == before && dropped > writer.confessed {
-            let count = dropped - writer.confessed;
+        if !writer.put(&self.form.write(line)) {
+            return;
+        }
+        let missing = writer.counter.dropped_lines() - writer.lost_notices;
+        if missing > writer.confessed {
+            let count = missing - writer.confessed;
             let message = format!("{count} lines are missing here; the log file has them");
-            let said = (self.form.notice(line.component))(Level::Warning, message);
-            writer.confessed = dropped;
-            let _ = writer.writer.write_all(said.as_bytes());
+            if writer.put(&self.form.say(line.component, Level::Warning, message)) {
+                writer.confessed = missing;
+            } else {
+                writer.lost_notices += 1;
+            }
         }
     }
 }
@@ -146,12 +164,96 @@ mod tests {
 
     /// Writes when the test lets it, and tells the test what.
     struct Gated {
+        began: mpsc::Sender<()>,
         gate: mpsc::Receiver<()>,
         written: mpsc::Sender<String>,
     }
 
+    struct Stopped {
+        terminal: Terminal,
+        began: mpsc::Receiver<()>,
+        open: mpsc::Sender<()>,
+        read: mpsc::Receiver<String>,
+        _guard: tracing_appender::non_blocking::WorkerGuard,
+    }
+
+    /// A terminal that takes four lines, and one that its thread is writing.
+    fn stopped() -> Stopped {
+        let (open, gate) = mpsc::channel();
+        let (written, read) = mpsc::channel();
+        let (begins, began) = mpsc::channel();
+        let builder = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(4);
+        let (writer, guard) = builder.finish(Gated {
+            began: begins,
+            gate,
+            written,
+        });
+        Stopped {
+            terminal: Terminal::new(writer, Form::Text),
+            began,
+            open,
+            read,
+            _guard: guard,
+        }
+    }
+
+    impl Stopped {
+        fn say(&self, message: &str) {
+            let (level, message) = (Level::Info, message.to_owned());
+            self.terminal.write(&Line {
+                time: now(),
+                component: "brain",
+                level,
+                message,
+                fields: Map::new(),
+            });
+        }
+    }
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_notice_that_finds_no_room_is_made_up_for() {
+        let stopped = stopped();
+        stopped.say("being written");
+        stopped.began.recv_timeout(LIMIT).unwrap();
+        for _ in 0..4 {
+            stopped.say("waits");
+        }
+        for _ in 0..5 {
+            stopped.say("lost");
+        }
+        // Room for one: the line gets it, and what it has to say of the five does not.
+        stopped.open.send(()).unwrap();
+        stopped.began.recv_timeout(LIMIT).unwrap();
+        stopped.say("the last that fits");
+        drop(stopped.open);
+        for _ in 0..6 {
+            let line = stopped.read.recv_timeout(LIMIT).unwrap();
+            assert!(
+                !line.contains("missing") && !line.contains("lost"),
+                "{line}"
+            );
+        }
+        let again = Stopped {
+            open: mpsc::channel().0,
+            ..stopped
+        };
+        again.say("again");
+        assert!(again.read.recv_timeout(LIMIT).unwrap().ends_with("again\n"));
+        let notice = again.read.recv_timeout(LIMIT).unwrap();
+        assert!(
+            notice.contains("WARNING 5 lines are missing here; "),
+            "{notice}"
+        );
+    }
+
     impl io::Write for Gated {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Not each test wants to know.
+            let _ = self.began.send(());
             // A gate that is gone is open.
             let _ = self.gate.recv();
             let _ = self
@@ -167,13 +269,13 @@ mod tests {
 
     #[test]
     fn a_stopped_terminal_holds_nobody_up_and_says_what_is_missing() {
-        let (open, gate) = mpsc::channel();
-        let (written, read) = mpsc::channel();
-        let builder = NonBlockingBuilder::default()
-            .lossy(true)
-            .buffered_lines_limit(4);
-        let (writer, _guard) = builder.finish(Gated { gate, written });
-        let terminal = Terminal::new(writer, Form::Text);
+        let Stopped {
+            terminal,
+            open,
+            read,
+            began: _began,
+            _guard,
+        } = stopped();
         let say = |message: &str| {
             let (level, message) = (Level::Info, message.to_owned());
             terminal.write(&Line {
@@ -188,12 +290,11 @@ mod tests {
             say("while it is stopped");
         }
         drop(open);
-        let limit = Duration::from_secs(20);
         // Those that fitted: four that waited, and the one that its thread may have taken.
         let mut shown = 0;
         for _ in 0..4 {
             assert!(
-                read.recv_timeout(limit)
+                read.recv_timeout(LIMIT)
                     .unwrap()
                     .ends_with("INFO  while it is stopped\n")
             );
@@ -201,7 +302,7 @@ mod tests {
         }
         say("again");
         let notice = loop {
-            let line = read.recv_timeout(limit).unwrap();
+            let line = read.recv_timeout(LIMIT).unwrap();
             match line.split_once("WARNING ") {
                 Some((_, notice)) => break notice.to_owned(),
                 None if line.ends_with("while it is stopped\n") => shown += 1,

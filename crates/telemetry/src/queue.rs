@@ -18,8 +18,8 @@ pub(crate) const CAPACITY: usize = 8192;
 /// Between two tries to write a line that the file system refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The form of a line that the queue itself says.
-pub(crate) type Notice = Box<dyn Fn(Level, String) -> String + Send + Sync>;
+/// What the queue itself has to say: as a line of its own, or elsewhere (`None`).
+pub(crate) type Notice = Box<dyn Fn(Level, String) -> Option<String> + Send + Sync>;
 
 /// A queue with its writing thread, which ends when the queue is dropped and empty.
 pub(crate) struct Queue {
@@ -124,9 +124,7 @@ impl Shared {
             let message = format!(
                 "{lines} at INFO or DEBUG dropped here: the log could not be written fast enough"
             );
-            state
-                .lines
-                .push_back((self.notice)(Level::Warning, message));
+            state.lines.extend((self.notice)(Level::Warning, message));
         }
     }
 
@@ -142,9 +140,7 @@ impl Shared {
                         let seconds = since.elapsed().as_secs();
                         let message =
                             format!("the log could not be written for {seconds}s: {error}");
-                        state
-                            .lines
-                            .push_back((self.notice)(Level::Warning, message));
+                        state.lines.extend((self.notice)(Level::Warning, message));
                     }
                 }
                 Err(error) => {
@@ -197,7 +193,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(20);
 
     fn notice() -> Notice {
-        Box::new(|level, message| format!("{level} {message}"))
+        Box::new(|level, message| Some(format!("{level} {message}")))
     }
 
     /// A queue whose writer waits for a word before each line, and what it wrote.

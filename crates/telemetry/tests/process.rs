@@ -1,17 +1,33 @@
 //! Logging is set up once in a process, so each test runs a process of its own: this very
 //! program, told by a variable which part to play.
 
-use std::path::Path;
-use std::process::{Command, Output};
-use std::time::Duration;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rigor_telemetry::{Format, Level, Options, Scope, init, install_panic_hook, log_crash};
 
 const PART: &str = "RIGOR_TELEMETRY_PART";
 const LOG: &str = "RIGOR_TELEMETRY_LOG";
+/// The size at which the log of the part `volume` is rotated.
+const MEGABYTE: u64 = 1_000_000;
+/// Lines of that part: some six megabytes.
+const VOLUME: usize = 40_000;
+/// Lines before the panic of the part `abort`.
+const BEFORE_ABORT: usize = 3000;
+/// Warnings of the part `trouble`: more than a pipe takes, and more than may wait of other lines.
+const TROUBLE: usize = 10_000;
 
 /// Runs a part in a process with exactly these variables.
 fn play(part: &str, log: Option<&Path>, variables: &[(&str, &str)]) -> Output {
+    let mut command = player(part, log, variables);
+    command.output().expect("this program can be run")
+}
+
+fn player(part: &str, log: Option<&Path>, variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
     command.args([
         "the_part_that_is_played",
@@ -28,7 +44,7 @@ fn play(part: &str, log: Option<&Path>, variables: &[(&str, &str)]) -> Output {
     if let Some(log) = log {
         command.env(LOG, log);
     }
-    command.output().expect("this program can be run")
+    command
 }
 
 #[test]
@@ -62,7 +78,8 @@ fn the_part_that_is_played() {
                 ..options
             })
             .unwrap();
-            tracing::info!(target: "rigor_queue", task = "d5de16d700000000", attempt = 2, "Claimed");
+            tracing::info!(target: "rigor_queue", task = %"d5de16d700000000", attempt = 2,
+                agent = "gpu-1", batch = %"b-1", "Claimed meta task: d5de16d7 (load_llm)");
         }
         "change" => {
             let guard = init(&options).unwrap();
@@ -95,6 +112,10 @@ fn the_part_that_is_played() {
             // Nobody drops the guard.
             std::mem::forget(init(&options).unwrap());
             install_panic_hook("GPU agent");
+            // The crash has to wait for these, or it is lost with them.
+            for index in 0..BEFORE_ABORT {
+                tracing::warn!(target: "rigor", "line {index}");
+            }
             let _ = std::panic::catch_unwind(|| panic!("at once"));
             std::process::abort();
         }
@@ -108,6 +129,31 @@ fn the_part_that_is_played() {
             let _guard = init(&options).unwrap();
             let error = init(&Options::new("other")).err().unwrap();
             tracing::info!(target: "rigor", "{error}");
+        }
+        "volume" => {
+            let _guard = init(&Options {
+                max_size_bytes: MEGABYTE,
+                keep: 3,
+                ..options
+            })
+            .unwrap();
+            // A WARNING is never dropped, however fast they come.
+            for index in 0..VOLUME {
+                tracing::warn!(target: "rigor", "{index:07} {:100}", "of many");
+            }
+        }
+        "trouble" => {
+            let _guard = init(&options).unwrap();
+            let started = Instant::now();
+            for index in 0..TROUBLE {
+                tracing::warn!(target: "rigor", "warning {index}");
+            }
+            let said = started.elapsed();
+            assert!(said < Duration::from_secs(10), "waited {said:?}");
+            // What the test waits for before it mends the disk.
+            println!("all is said");
+            let mut word = String::new();
+            std::io::stdin().read_line(&mut word).unwrap();
         }
         "flood" => {
             let guard = init(&options).unwrap();
@@ -215,11 +261,11 @@ fn levels_come_from_the_environment_each_for_itself() {
 #[test]
 fn a_bad_level_is_named_once() {
     logs(
-        "error",
+        "twice",
         &[("GPU_LOG_LEVEL", "loud")],
         &[
             "[gpu-1] WARNING GPU_LOG_LEVEL: \"loud\" is no level: use DEBUG, INFO, WARNING or ERROR; INFO is used",
-            "[gpu-1] ERROR GPU agent crashed: cannot go on: the disk is on fire",
+            "[gpu-1] INFO  logging is set up already: init is called once in a process",
         ],
     );
 }
@@ -228,12 +274,20 @@ fn a_bad_level_is_named_once() {
 fn json_has_the_fields() {
     let output = play("json", None, &[]);
     let line: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
-    assert_eq!(line["message"], "Claimed");
-    assert_eq!(line["task"], "d5de16d700000000");
-    assert_eq!(line["attempt"], 2);
+    let timestamp = line["timestamp"].as_str().unwrap();
+    assert!(timestamp.ends_with("+00:00"), "{timestamp}");
     assert_eq!(
-        (&line["component"], &line["level"]),
-        (&"gpu-1".into(), &"INFO".into())
+        line,
+        serde_json::json!({
+            "timestamp": timestamp,
+            "level": "INFO",
+            "component": "gpu-1",
+            "message": "Claimed meta task: d5de16d7 (load_llm)",
+            "task": "d5de16d700000000",
+            "attempt": 2,
+            "agent": "gpu-1",
+            "batch": "b-1",
+        })
     );
 }
 
@@ -253,7 +307,8 @@ fn a_panic_is_logged_with_its_backtrace_below() {
         let log = dir.path().join("gpu-1.log");
         play(part, Some(&log), &[]);
         let text = std::fs::read_to_string(&log).unwrap();
-        let mut lines = text.lines();
+        let before = if part == "abort" { BEFORE_ABORT } else { 0 };
+        let mut lines = text.lines().skip(before);
         let first = untimed(lines.next().unwrap(), "+00:00").remove(0);
         let start = match part {
             "panic" => "[gpu-1] ERROR GPU agent crashed: no luck (thread claims, ",
@@ -272,12 +327,21 @@ fn a_panic_is_logged_with_its_backtrace_below() {
 }
 
 #[test]
-fn a_fatal_error_is_logged_with_its_causes() {
-    logs(
-        "error",
-        &[],
-        &["[gpu-1] ERROR GPU agent crashed: cannot go on: the disk is on fire"],
+fn a_fatal_error_is_logged_with_its_causes_and_a_backtrace_below() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("gpu-1.log");
+    play("error", Some(&log), &[]);
+    let text = fs::read_to_string(&log).unwrap();
+    let (first, below) = text.split_once('\n').unwrap();
+    assert_eq!(
+        untimed(first, "+00:00"),
+        ["[gpu-1] ERROR GPU agent crashed: cannot go on: the disk is on fire"]
     );
+    assert!(
+        below.lines().all(|line| line.starts_with("    ")),
+        "one event: {text}"
+    );
+    assert!(below.contains("process::the_part_that_is_played"), "{text}");
 }
 
 #[test]
@@ -303,6 +367,142 @@ fn after_a_flush_nothing_is_lost_even_by_an_abort() {
             .enumerate()
             .all(|(index, line)| *line == format!("[gpu-1] WARNING line {index}"))
     );
+}
+
+/// The number that each line of the part `volume` begins with.
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+fn volume(path: &Path) -> Vec<usize> {
+    let text = fs::read_to_string(path).unwrap();
+    untimed(&text, "+00:00")
+        .iter()
+        .map(|line| {
+            let number = line.strip_prefix("[gpu-1] WARNING ").unwrap();
+            number[..7].parse().unwrap()
+        })
+        .collect()
+}
+
+#[test]
+fn a_log_is_rotated_by_size_and_nothing_is_lost_in_between() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("gpu-1.log");
+    let output = play("volume", Some(&log), &[]);
+    assert!(output.status.success());
+    let mut names: Vec<String> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let expected = ["gpu-1.log", "gpu-1.log.1", "gpu-1.log.2", "gpu-1.log.3"];
+    assert_eq!(names, expected, "exactly three are kept");
+    let mut numbers = Vec::new();
+    for name in expected.iter().rev() {
+        let path = dir.path().join(name);
+        let size = fs::metadata(&path).unwrap().len();
+        assert!(size <= MEGABYTE, "{name} has {size} bytes");
+        // Set aside when the next line did not fit, and not before.
+        assert!(
+            *name == "gpu-1.log" || size > MEGABYTE - 1000,
+            "{name} has {size} bytes"
+        );
+        numbers.extend(volume(&path));
+    }
+    // From the oldest that is kept to the last that was said.
+    let all: Vec<usize> = (numbers[0]..VOLUME).collect();
+    assert!(numbers[0] > 0 && numbers == all, "from {}", numbers[0]);
+}
+
+/// Plays `trouble` on a log that cannot be written, mends it once all is said, and expects each warning in
+/// order in what `mend` says holds the lines.
+#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+fn warnings_survive(log: &Path, mend: impl FnOnce() -> PathBuf) {
+    let mut child = player("trouble", Some(log), &[])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("all is said") {
+        line.clear();
+        let read = stdout.read_line(&mut line).unwrap();
+        assert!(read > 0, "saying it failed or waited for the disk");
+    }
+    let written = mend();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let last = format!("WARNING warning {}\n", TROUBLE - 1);
+    let text = loop {
+        let text = fs::read_to_string(&written).unwrap_or_default();
+        if text.contains(&last) {
+            break text;
+        }
+        assert!(Instant::now() < deadline, "the last warning never came");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    assert!(child.wait().unwrap().success());
+    let lines = untimed(&text, "+00:00");
+    let warnings: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.starts_with("[gpu-1] WARNING warning "))
+        .collect();
+    assert_eq!(warnings.len(), TROUBLE);
+    assert!(
+        warnings
+            .iter()
+            .enumerate()
+            .all(|(index, line)| line.ends_with(&format!(" {index}")))
+    );
+}
+
+#[test]
+fn a_full_disk_holds_nobody_up_and_loses_no_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("gpu-1.log");
+    // Takes no byte: "no space left on device".
+    symlink("/dev/full", &log).unwrap();
+    warnings_survive(&log, || {
+        fs::remove_file(&log).unwrap();
+        log.clone()
+    });
+    // The program is at its end, so what it said about the trouble is written too.
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(
+        text.contains("WARNING the log could not be written for "),
+        "it says so"
+    );
+}
+
+#[test]
+fn a_disk_that_hangs_holds_nobody_up_and_loses_no_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("gpu-1.log");
+    // A pipe that nobody reads takes 64 KiB, and then a write to it waits.
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &log,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    // Keeps what is in the pipe when the program ends.
+    let mut pipe = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&log)
+        .unwrap();
+    let copy = dir.path().join("copy.log");
+    let written = copy.clone();
+    warnings_survive(&log, move || {
+        std::thread::spawn(move || {
+            let mut copy = fs::File::create(copy).unwrap();
+            // Ends with this test's process: this end of the pipe is open for writing, too.
+            let _ = std::io::copy(&mut pipe, &mut copy);
+        });
+        written
+    });
 }
 
 #[test]

@@ -13,6 +13,7 @@ use rustix::process::{Signal, WaitStatus, kill_process_group};
 
 use crate::Attempt;
 use crate::environment::{self, Environment};
+use crate::executor::one_line;
 use crate::outcome::{Ended, Failure, words};
 use crate::tree::{Main, group_lives};
 
@@ -40,6 +41,11 @@ impl Attempt<'_> {
     /// Runs a command to its end, and the end of all that it started.
     pub(crate) fn run_command(&mut self, command: &str) -> Result<Ended, Failure> {
         let environment = environment::of(self.spec)?;
+        self.allowed(&format!(
+            "bash in {}: {}",
+            environment.dir.display(),
+            one_line(command)
+        ));
         let oom_before = oom::kills();
         let (mut main, mut pipe) = start(command, &environment)?;
         let watched = self.watch(&mut main, &mut pipe);

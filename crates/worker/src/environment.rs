@@ -28,6 +28,9 @@ const RESERVED: [&str; 12] = [
     "RIGOR_TASK_ID",
 ];
 
+/// The rule that protects them.
+const RESERVED_RULE: &str = "variables that only the agent sets";
+
 /// How a command is to be started.
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
@@ -81,9 +84,9 @@ pub(crate) fn of(spec: &TaskSpec) -> Result<Environment, Failure> {
 
 fn refuse_reserved(name: &str, by: &str) -> Result<(), Failure> {
     if RESERVED.contains(&name) {
-        return Err(Failure::setup(format!(
-            "{by} sets {name}, which only the agent sets; take it out or use another name"
-        )));
+        let reason =
+            format!("{by} sets {name}, which only the agent sets; take it out or use another name");
+        return Err(Failure::blocked(reason, RESERVED_RULE));
     }
     Ok(())
 }

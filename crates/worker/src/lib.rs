@@ -7,6 +7,7 @@
 mod capture;
 mod command;
 mod environment;
+mod executor;
 mod files;
 mod llm;
 mod log;
@@ -89,7 +90,10 @@ impl Attempt<'_> {
                 "this kind of work is not a worker's: an agent or the brain does it itself",
             )),
         });
-        let ended = ended.unwrap_or_else(Ended::failed);
+        let ended = ended.unwrap_or_else(|failure| {
+            self.say_blocked(&failure);
+            Ended::failed(failure)
+        });
         if !ended.succeeded() {
             return ended;
         }

@@ -22,7 +22,8 @@ const QUOTE_BYTES: usize = 500;
 /// The agent's model, as its environment names it.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
-    url: String,
+    /// Where it listens.
+    pub(crate) url: String,
     /// Catalogue id.
     pub(crate) model: String,
     key: Option<String>,

@@ -11,6 +11,8 @@ use rigor_queue::record::{FailureKind, LlmUse, Outcome};
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
     pub(crate) reason: String,
+    /// The rule by which the executor refused what the task wants.
+    pub(crate) blocked_by: Option<&'static str>,
 }
 
 impl Failure {
@@ -18,6 +20,15 @@ impl Failure {
         Failure {
             kind,
             reason: reason.into(),
+            blocked_by: None,
+        }
+    }
+
+    /// The executor does not let the task do that.
+    pub(crate) fn blocked(reason: impl Into<String>, rule: &'static str) -> Failure {
+        Failure {
+            blocked_by: Some(rule),
+            ..Failure::setup(reason)
         }
     }
 
@@ -65,7 +76,7 @@ impl Ended {
 
     /// The same, but it failed after all.
     pub(crate) fn but(self, failure: Failure) -> Ended {
-        let Failure { kind, reason } = failure;
+        let Failure { kind, reason, .. } = failure;
         Ended {
             outcome: Outcome::Failed { kind, reason },
             ..self

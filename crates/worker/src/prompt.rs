@@ -49,6 +49,13 @@ impl Attempt<'_> {
         let plan_dir = &self.spec.plan_dir;
         let system = join(&read_parts(plan_dir, &prompt.system, prompt.too_long)?);
         let user = read_parts(plan_dir, &prompt.user, prompt.too_long)?;
+        let answer_to = prompt.output.as_ref().map_or(String::new(), |output| {
+            format!(", its answer to {}", plan_dir.join(output).display())
+        });
+        self.allowed(&format!(
+            "a prompt to {} at {}{answer_to}",
+            endpoint.model, endpoint.url
+        ));
         let (sender, receiver) = mpsc::channel();
         let waker = self
             .signals

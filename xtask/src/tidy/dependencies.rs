@@ -20,13 +20,13 @@ const LIBRARIES: [(&str, &[&str]); 10] = [
     ("rigor-policy", &["rigor-queue"]),
     (
         "rigor-snapshot",
-        &["rigor-queue", "rigor-config", "rigor-plan"],
+        &["rigor-queue", "rigor-config", "rigor-plan", "rigor-policy"],
     ),
 ];
 
 /// The programs. They may use every library and never each other: they speak through the rig
 /// directory and exit codes.
-const PROGRAMS: [&str; 4] = ["brain", "gpu-agent", "worker", "rigor"];
+const PROGRAMS: [&str; 5] = ["brain", "gpu-agent", "worker", "rigor", "simulator"];
 
 /// A stand-in is no part of a rig with GPUs: only `rigor init --sim-gpus` installs it, and tests.
 const STAND_IN: &str = "nvml-stand-in";
@@ -111,7 +111,7 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Violation> {
 fn is_known(package: &str) -> bool {
     library(package).is_some()
         || PROGRAMS.contains(&package)
-        || ["rigor-tests", "xtask"].contains(&package)
+        || ["bench-claims", "rigor-tests", "xtask"].contains(&package)
 }
 
 fn library(name: &str) -> Option<&'static [&'static str]> {

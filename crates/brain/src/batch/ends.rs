@@ -18,7 +18,7 @@ impl Batch {
         let key = format!("{}/{}", self.spec().plan, self.plan.tasks[task].id);
         if let Some(record) = &record {
             brain.measured.learn(&key, record);
-            brain.note_completed(Instant::now());
+            brain.note_completed(&record.agent, Instant::now());
             self.events.write(
                 "completed",
                 json!({"name": record.name, "id": record.id, "attempt": record.attempt,

@@ -14,7 +14,20 @@ impl Dispatcher {
     }
 
     pub(super) fn take_signals(&mut self) -> Result<()> {
-        for (signal, _) in presence::signals(&self.brain.rig, BRAIN)? {
+        let signals = presence::signals(&self.brain.rig, BRAIN)?;
+        let level = signals
+            .iter()
+            .find(|(signal, _)| signal == log_level::SIGNAL);
+        if !self
+            .level
+            .follow(level.map(|(_, content)| content.as_str()))
+        {
+            presence::unsend(&self.brain.rig, BRAIN, log_level::SIGNAL)?;
+        }
+        for (signal, _) in signals {
+            if signal == log_level::SIGNAL {
+                continue;
+            }
             let result = self.obey(&signal);
             self.or_say(&signal, result);
             presence::unsend(&self.brain.rig, BRAIN, &signal)?;
@@ -33,8 +46,16 @@ impl Dispatcher {
                 self.attempts.abort(target, "ended by request");
                 Ok(())
             }
+            ("cancel", None) if !self.batches.contains_key(target) => {
+                tracing::info!(batch = %target, "Batch {target} is not active: there is nothing to cancel");
+                Ok(())
+            }
+            ("cancel", None) if self.brain.is_cancelled(target) => {
+                tracing::info!(batch = %target, "Batch {target} is being cancelled already");
+                self.batch(target)?.cancel_all();
+                Ok(())
+            }
             ("cancel", None) => {
-                self.batch(target)?;
                 self.brain.set_cancel(target)?;
                 self.batch(target)?.cancel_all();
                 Ok(())

@@ -93,6 +93,8 @@ impl Dispatcher {
                     }
                 }
             }
+            // It is in force while it is there: that it is gone counts too.
+            ["signals", "brain", log_level::SIGNAL] => self.signalled = true,
             ["signals", "brain", _] if added => self.signalled = true,
             ["agents", agent, "heartbeat.json"] if added => {
                 self.place_wanted |= self

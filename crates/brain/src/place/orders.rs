@@ -12,20 +12,21 @@ impl Placer {
         eligible: Vec<String>,
         reason: &str,
     ) -> Result<()> {
-        let queued = view
-            .models
-            .iter()
-            .find(|demand| demand.model == model)
-            .map_or(0, |demand| demand.queued);
+        let demand = view.models.iter().find(|demand| demand.model == model);
+        let queued = demand.map_or(0, |demand| demand.queued);
         let hot = view
             .agents
             .iter()
             .filter(|agent| matches!(&agent.llm, LlmBeat::Hot { model: held, .. } if held == model))
             .count();
-        let state = if hot == 0 {
-            "no models loaded".to_owned()
-        } else {
-            format!("{model} is hot on {hot} only")
+        let others = view
+            .agents
+            .iter()
+            .any(|agent| matches!(agent.llm, LlmBeat::Hot { .. }));
+        let state = match hot {
+            0 if others => format!("{model} not loaded"),
+            0 => "no models loaded".to_owned(),
+            hot => format!("{model} hot on {hot} only"),
         };
         let message = format!(
             "LLM tasks waiting ({queued}) but {state} - inserting {count} load_llm {} ({}): {reason}",
@@ -36,7 +37,11 @@ impl Placer {
         brain.journal.write(
             Entry::ResourceDecision,
             &message,
-            json!({"model": model, "count": count, "eligible": eligible, "queued": queued, "reason": reason}),
+            json!({"model": model, "count": count, "eligible": eligible, "queued": queued, "reason": reason,
+                   "task_seconds": demand.map(|demand| demand.task_seconds),
+                   "measured": demand.is_some_and(|demand| demand.measured),
+                   "slots": demand.map(|demand| demand.slots),
+                   "load_seconds": demand.map(|demand| demand.load_seconds)}),
         );
         let expires = Timestamp::now() + jiff::SignedDuration::from_secs(LOAD_EXPIRES_S);
         for _ in 0..count {
@@ -144,16 +149,20 @@ impl Placer {
             let expired = open
                 .expires
                 .is_some_and(|expires| expires <= Timestamp::now());
-            if (unneeded || expired) && brain.index(Class::Meta).contains(&open.name) {
-                over.push((
-                    *id,
-                    open.name,
-                    if expired {
-                        "nobody took it"
-                    } else {
-                        "nothing needs it any more"
-                    },
-                ));
+            let why = if expired {
+                "nobody took it".to_owned()
+            } else if unneeded {
+                "nothing needs it any more".to_owned()
+            } else if open.ours && placement::is_misplaced(view, model, &open.agents) {
+                format!(
+                    "{} cannot take it now, another agent could",
+                    open.agents.join(", ")
+                )
+            } else {
+                continue;
+            };
+            if brain.index(Class::Meta).contains(&open.name) {
+                over.push((*id, open.name, why));
             }
         }
         for (id, name, why) in over {
@@ -162,7 +171,7 @@ impl Placer {
                     &held.spec,
                     &name,
                     Outcome::Cancelled {
-                        reason: why.to_owned(),
+                        reason: why.clone(),
                     },
                 );
                 records::replace(&brain.rig, &record)?;
@@ -180,54 +189,87 @@ impl Placer {
         Ok(())
     }
 
+    /// Says of loads that nobody has taken, or that do not get ready, what is in their way, agent
+    /// by agent.
     pub(super) fn warn_untaken(&mut self, brain: &mut Context, agents: &Agents, now: Instant) {
         let warn_after = brain.config.timing.load_warn;
+        let stale_after = brain.config.timing.heartbeat_warn;
         for (id, open) in &mut self.open {
-            let age = now.duration_since(open.since);
-            let queued = brain
-                .queue
-                .get(&Class::Meta)
-                .is_some_and(|index| index.contains(&open.name));
-            if open.warned || !queued || age < warn_after || open.model.is_none() {
+            let Some(model) = &open.model else { continue };
+            let age = now.saturating_duration_since(open.since);
+            if age < open.warned.map_or(warn_after, |said| said * 2) {
                 continue;
             }
-            open.warned = true;
-            let reasons: Vec<String> = open
-                .agents
+            open.warned = Some(age);
+            let taken_by = brain
+                .processing
                 .iter()
-                .map(|name| match agents.get(name) {
-                    Some(agent) if agent.alive => {
-                        let beat = agent.heartbeat.as_ref();
-                        let verdict = beat.and_then(|beat| beat.verdicts.get(&Class::Meta));
-                        match (verdict, beat) {
-                            (Some(verdict), _) => {
-                                format!("{name} {} ({})", verdict.code.as_str(), verdict.detail)
-                            }
-                            (None, Some(beat)) => format!(
-                                "{name} {}",
-                                beat.health_reason
-                                    .clone()
-                                    .unwrap_or_else(|| beat.health.as_str().to_owned())
-                            ),
-                            (None, None) => format!("{name} has had no heartbeat"),
-                        }
-                    }
-                    Some(_) => format!("{name} is not running"),
-                    None => format!("{name} is not in rig.toml"),
+                .find(|(_, names)| names.iter().any(|name| name.id == *id))
+                .map(|(agent, _)| agent.clone());
+            let named = taken_by.map_or_else(|| open.agents.clone(), |agent| vec![agent]);
+            let reasons: Vec<String> = named
+                .iter()
+                .map(|name| {
+                    let why = match agents.get(name) {
+                        Some(agent) => no_model(agent, model, age, stale_after, now),
+                        None => "is not in rig.toml".to_owned(),
+                    };
+                    format!("{name} {why}")
                 })
                 .collect();
             let message = format!(
                 "load_llm task available for {}s but agents [{}] still have no model: {}",
                 age.as_secs(),
-                open.agents.join(", "),
+                named.join(", "),
                 reasons.join(", ")
             );
             tracing::warn!(task = %id, "{message}");
             brain.journal.write(
                 Entry::LoadStale,
                 &message,
-                json!({"task_id": id, "model": open.model, "agents": open.agents}),
+                json!({"task_id": id, "model": open.model, "agents": named, "reasons": reasons}),
             );
         }
+    }
+}
+
+/// Why an agent has not got a model that was asked for.
+fn no_model(
+    agent: &crate::agents::Agent,
+    model: &str,
+    asked: Duration,
+    stale_after: Duration,
+    now: Instant,
+) -> String {
+    if !agent.alive {
+        return "is not running".to_owned();
+    }
+    let age = agent.age(now);
+    if age >= stale_after {
+        return format!("heartbeat {}s old", age.as_secs());
+    }
+    let Some(beat) = &agent.heartbeat else {
+        return "has had no heartbeat".to_owned();
+    };
+    match &beat.llm {
+        LlmBeat::Loading { model: held, since } if held == model => {
+            let loading = Timestamp::now().duration_since(*since).as_secs().max(0);
+            // The two clocks need not agree: it cannot load for longer than it was asked to.
+            return format!("loading for {}s", loading.min(asked.as_secs() as i64));
+        }
+        LlmBeat::Failed {
+            model: held, cause, ..
+        } if held == model => {
+            return format!("failed to load it: {cause}");
+        }
+        _ => {}
+    }
+    if let Some(verdict) = beat.verdicts.get(&Class::Meta) {
+        return format!("{} ({})", verdict.code.as_str(), verdict.detail);
+    }
+    match (&beat.health_reason, beat.llm.model()) {
+        (Some(reason), _) => reason.clone(),
+        (None, Some(held)) => format!("{} with {held}", beat.llm.as_str()),
+        (None, None) => beat.health.as_str().to_owned(),
     }
 }

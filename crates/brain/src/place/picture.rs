@@ -1,15 +1,43 @@
 //! What the policy is shown: demand by model, agents, loads that are under way.
 
+use rigor_policy::fit::{self as policy_fit, Fit};
+use rigor_queue::heartbeat::Heartbeat;
+
 use super::*;
+use crate::expand::ShapeInfo;
+use crate::fit;
 
 impl Placer {
-    pub(super) fn view(&mut self, brain: &mut Context, agents: &Agents, now: Instant) -> View {
+    pub(super) fn view(
+        &mut self,
+        brain: &mut Context,
+        agents: &Agents,
+        upcoming: BTreeSet<String>,
+        now: Instant,
+    ) -> View {
+        let known = fit::agents(brain, agents);
+        let living: Vec<policy_fit::Agent> = known
+            .iter()
+            .filter(|agent| agents.get(&agent.name).is_some_and(|of| of.alive))
+            .cloned()
+            .collect();
+        let never = |brain: &Context, info: &ShapeInfo, by: &[policy_fit::Agent]| {
+            matches!(
+                policy_fit::fit(&fit::of_shape(brain, info), by),
+                Fit::Never(_)
+            )
+        };
         let mut models: BTreeMap<String, (usize, f64, bool)> = BTreeMap::new();
         let shapes: Vec<_> = brain.index(Class::Llm).counts().collect();
         for (shape, count) in shapes {
             let Some(info) = brain.shape(Class::Llm, shape) else {
                 continue;
             };
+            // What only agents that do not run may have gives nobody else a reason to load.
+            if never(brain, &info, &known) || (!info.on.is_empty() && never(brain, &info, &living))
+            {
+                continue;
+            }
             let Some(model) = info.model else { continue };
             let measured = brain.measured.get(&info.measured_as);
             let seconds = measured.map_or(placement::TASK_SECONDS_PRIOR, |known| known.seconds);
@@ -58,27 +86,26 @@ impl Placer {
             })
             .collect();
         let shapes: Vec<_> = brain.index(Class::Script).counts().collect();
-        let largest = agents
-            .iter()
-            .filter_map(|(name, agent)| {
-                let gpu = agent.heartbeat.as_ref()?.gpu.as_ref()?;
-                Some((gpu.budget_mb, name.clone()))
-            })
-            .max();
+        self.short_since
+            .retain(|shape, _| shapes.iter().any(|(queued, _)| queued == shape));
         let mut scripts_queued = 0;
         let mut script_seconds = 0.0;
+        let mut scripts_waiting_seconds = 0.0;
         for (shape, count) in shapes {
             let info = brain.shape(Class::Script, shape);
             let known = info
                 .as_ref()
                 .and_then(|info| brain.measured.get(&info.measured_as).copied());
-            let need = info.as_ref().and_then(|info| info.fixed_mb);
-            if let (Some(need), Some((most, agent))) = (need, &largest)
-                && need > *most
-            {
-                // No memory is freed for what fits nowhere; and it will wait for ever.
-                self.warn_unfit(shape, count, need, *most, agent);
+            // No memory is freed and no GPU kept for what no agent that runs can take.
+            if info.is_some_and(|info| never(brain, &info, &living)) {
                 continue;
+            }
+            if is_short_of_memory(agents, shape) {
+                let since = *self.short_since.entry(shape).or_insert(now);
+                let waits = now.duration_since(since).as_secs_f64();
+                scripts_waiting_seconds = f64::max(scripts_waiting_seconds, waits);
+            } else {
+                self.short_since.remove(&shape);
             }
             scripts_queued += count;
             script_seconds +=
@@ -88,16 +115,10 @@ impl Placer {
             models: demands,
             agents: self.agents_view(brain, agents),
             pending: self.pending(brain, agents),
+            upcoming,
             scripts_queued,
             script_seconds,
-        }
-    }
-
-    fn warn_unfit(&mut self, shape: Shape, count: usize, need_mb: u64, most_mb: u64, agent: &str) {
-        if self.unfit.insert(shape) {
-            tracing::warn!(
-                "{count} script tasks need {need_mb}MB each, the largest budget is {most_mb}MB on {agent}: no agent can ever run them. Lower vram_estimate_mb, or end the batch: rigor cancel"
-            );
+            scripts_waiting_seconds,
         }
     }
 
@@ -142,7 +163,7 @@ impl Placer {
                 // One that has not spoken yet cannot be counted on.
                 alive: agent.alive && beat.is_some(),
                 health: beat.map_or(Health::Healthy, |beat| beat.health),
-                health_reason: beat.and_then(|beat| beat.health_reason.clone()),
+                health_reason: beat.and_then(ailment),
                 llm_running: beat.map_or(0, |beat| beat.llm_slots.0),
                 scripts_blocked: beat.is_some_and(blocked),
                 cannot,
@@ -171,8 +192,62 @@ impl Placer {
                             matches!(beat.llm, LlmBeat::Loading { .. } | LlmBeat::Hot { .. })
                         })
                     });
-                (!shown).then_some(Pending { model })
+                // One that nobody can take now heats no GPU, and must keep nobody else from it.
+                let taken = claimed_by.is_some()
+                    || open.agents.iter().any(|name| {
+                        let agent = agents.get(name).filter(|agent| agent.alive);
+                        let beat = agent.and_then(|agent| agent.heartbeat.as_ref());
+                        beat.is_some_and(|beat| takes_load(beat, &model, &open.agents))
+                    });
+                (taken && !shown).then_some(Pending { model })
             })
             .collect()
     }
+}
+
+/// Whether an agent can take a load now that these may take.
+fn takes_load(beat: &Heartbeat, model: &str, eligible: &[String]) -> bool {
+    let healthy = match beat.health {
+        Health::Healthy => true,
+        // What an operator asks of a paused agent by its name, it does.
+        Health::Paused => eligible.len() == 1,
+        Health::Constrained | Health::Draining | Health::Quarantined => false,
+    };
+    let backs_off = matches!(&beat.llm, LlmBeat::Failed { model: of, until, .. }
+        if of == model && *until > Timestamp::now());
+    healthy && !backs_off
+}
+
+/// Why an agent is not healthy, with the code: `thermal (84C >= 80C)`.
+fn ailment(beat: &Heartbeat) -> Option<String> {
+    let reason = beat.health_reason.clone()?;
+    let code = beat
+        .verdicts
+        .values()
+        .chain(&beat.idle)
+        .map(|verdict| verdict.code)
+        .find(|code| matches!(code, Refusal::Thermal | Refusal::Power));
+    Some(match (beat.health, code) {
+        (Health::Constrained, Some(code)) => format!("{} ({reason})", code.as_str()),
+        (Health::Constrained | Health::Quarantined, _) => {
+            format!("{} ({reason})", beat.health.as_str())
+        }
+        (Health::Healthy | Health::Paused | Health::Draining, _) => reason,
+    })
+}
+
+/// Every living agent that has judged these script tasks refuses them for want of memory, be it
+/// for the model that it holds.
+fn is_short_of_memory(agents: &Agents, shape: Shape) -> bool {
+    let mut verdicts = agents
+        .iter()
+        .filter(|(_, agent)| agent.alive)
+        .filter_map(|(_, agent)| agent.heartbeat.as_ref())
+        .filter(|beat| beat.gpu.is_some())
+        .map(|beat| beat.shapes.get(&shape).map(|verdict| verdict.code))
+        // Those who cannot have it for other reasons will not have it sooner without their model.
+        .filter(|code| *code != Some(Refusal::NoSuitableClass))
+        .peekable();
+    verdicts.peek().is_some()
+        && verdicts.all(|code| matches!(code, Some(Refusal::VramShort | Refusal::HoldingModel)))
 }

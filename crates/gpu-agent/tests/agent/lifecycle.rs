@@ -39,6 +39,11 @@ fn sigterm_finishes_what_runs_and_claims_nothing_more() {
             .ends_with("INFO  GPU cpu-1 shutting down - completed 1, failed 0"),
         "{log}"
     );
+    let before_last = log.lines().rev().nth(1).unwrap_or_default();
+    assert!(
+        before_last.ends_with("INFO  Stopped: SIGTERM received"),
+        "{log}"
+    );
     assert_eq!(presence::is_held(&rig.rig, "cpu-1").unwrap(), Some(false));
 }
 

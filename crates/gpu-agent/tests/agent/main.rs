@@ -3,5 +3,6 @@
 mod devices;
 mod lifecycle;
 mod models;
+mod reasons;
 mod rig;
 mod tasks;

@@ -29,7 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 "#;
 
-fn with_model(command: &str) -> TestRig {
+pub(crate) fn with_model(command: &str) -> TestRig {
     let rig = TestRig::new(
         1,
         &format!(
@@ -40,7 +40,7 @@ fn with_model(command: &str) -> TestRig {
     rig
 }
 
-fn load(eligible: &[&str]) -> Work {
+pub(crate) fn load(eligible: &[&str]) -> Work {
     Work::LoadLlm {
         model: "m".into(),
         eligible: eligible.iter().map(|name| (*name).to_owned()).collect(),
@@ -119,6 +119,11 @@ fn a_model_is_loaded_serves_and_is_unloaded() {
         "{log}"
     );
     assert!(log.contains(" - gpu-1 is now HOT"), "{log}");
+    assert!(
+        log.contains("DEBUG Not claiming: slots_full 2/2 (")
+            && log.contains(" - Queue: [meta:1, llm:2]"),
+        "{log}"
+    );
     rig.wait("the heartbeat", || {
         rig.heartbeat("gpu-1").is_some_and(|beat| {
             matches!(beat.llm, LlmBeat::Hot { slots: 2, .. }) && beat.llm_slots == (0, 2)

@@ -1,8 +1,9 @@
 //! The words of a refusal: its code and its numbers.
 
-use jiff::SignedDuration;
 use rigor_queue::heartbeat::{Refusal, Verdict};
 use rigor_queue::task::Class;
+
+use crate::span::span_s;
 
 use super::{
     AgentState, Candidate, FailedLoad, GpuState, LlmState, Needs, Running, Slots, VramNeed,
@@ -115,7 +116,7 @@ pub(super) fn backoff(failed: &FailedLoad) -> Verdict {
         "{} failed to load ({}); tried again in {}",
         failed.model,
         failed.cause,
-        span(failed.retry_in_s)
+        span_s(failed.retry_in_s)
     );
     verdict(Refusal::Backoff, detail)
 }
@@ -295,7 +296,7 @@ pub(super) fn reserved(candidate: &Candidate) -> String {
     format!(
         "an earlier {} task needs {what} and has waited {}",
         candidate.class,
-        span(candidate.passed_over_s)
+        span_s(candidate.passed_over_s)
     )
 }
 
@@ -319,7 +320,7 @@ fn need(vram: VramNeed) -> String {
 fn llm_words(llm: &LlmState) -> String {
     match llm {
         LlmState::Cold => "no model is loaded".to_owned(),
-        LlmState::Loading { model, for_s } => format!("{model} is loading for {}", span(*for_s)),
+        LlmState::Loading { model, for_s } => format!("{model} is loading for {}", span_s(*for_s)),
         LlmState::Hot { model, .. } => format!("{model} is loaded"),
         LlmState::Draining { model } => format!("{model} is draining"),
         LlmState::Unloading { model } => format!("{model} is unloading"),
@@ -340,27 +341,11 @@ fn takers(state: &AgentState, classes: &[Class]) -> String {
     let named: Vec<String> = running
         .iter()
         .take(NAMED_MOST)
-        .map(|running| format!("{} for {}", running.label, span(running.for_s)))
+        .map(|running| format!("{} for {}", running.label, span_s(running.for_s)))
         .collect();
     let more = match running.len().saturating_sub(NAMED_MOST) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
     format!(" ({}{more})", named.join(", "))
-}
-
-/// `12m`, `1h 30m`: seconds only where there are no hours.
-fn span(seconds: u64) -> String {
-    let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
-    let shown = if seconds >= 3600 {
-        seconds - seconds % 60
-    } else {
-        seconds
-    };
-    let shown = if (600..3600).contains(&shown) {
-        shown - shown % 60
-    } else {
-        shown
-    };
-    format!("{:#}", SignedDuration::from_secs(shown))
 }

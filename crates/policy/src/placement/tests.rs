@@ -55,7 +55,7 @@ fn loads(view: &View) -> Vec<(String, usize, usize)> {
                 eligible,
                 ..
             } => Some((model, count, eligible.len())),
-            Decision::Unload { .. } | Decision::Stranded { .. } => None,
+            Decision::Unload { .. } | Decision::Keep { .. } | Decision::Stranded { .. } => None,
         })
         .collect()
 }
@@ -72,10 +72,7 @@ fn the_founding_run_heats_every_gpu() {
     let Decision::Load { reason, .. } = &decide(&view)[0] else {
         panic!()
     };
-    assert_eq!(
-        reason,
-        "125 tasks x 20.0s (measured) / 1 slots = 2500s on one GPU, load 40.0s: 2540s on 1, 873s on 3"
-    );
+    assert_eq!(reason, "42m on one GPU, 15m on three");
 }
 
 #[test]
@@ -104,7 +101,11 @@ fn what_is_hot_loading_or_asked_for_is_not_asked_for_again() {
         }],
         ..View::default()
     };
-    assert_eq!(decide(&view), []);
+    assert_eq!(
+        kept(&view),
+        "the brain keeps it on gpu-1, a load is on its way on gpu-2, a load was asked for: only gpu-4 may take it"
+    );
+    assert_eq!(decide(&view).len(), 1, "and nothing else");
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn no_more_gpus_than_slots_can_use() {
 fn an_agent_that_cannot_is_left_out_and_named_when_nobody_can() {
     let mut agents = three_cold();
     agents[0].health = Health::Constrained;
-    agents[0].health_reason = Some("84C >= 80C".to_owned());
+    agents[0].health_reason = Some("thermal (84C >= 80C)".to_owned());
     agents[1].alive = false;
     let view = View {
         models: vec![demand("m", 125)],
@@ -150,7 +151,7 @@ fn an_agent_that_cannot_is_left_out_and_named_when_nobody_can() {
     };
     assert_eq!(
         reason,
-        "gpu-1 constrained (84C >= 80C), gpu-2 not running, gpu-4 backing off after a failed load: no such file"
+        "gpu-1 thermal (84C >= 80C), gpu-2 not running, gpu-4 backing off after a failed load: no such file"
     );
 }
 
@@ -179,7 +180,7 @@ fn one_gpu_finishes_its_scripts_first_unless_the_model_is_starved() {
         ..View::default()
     };
     assert_eq!(loads(&view(0.0)), []);
-    assert_eq!(loads(&view(401.0)), [("m".to_owned(), 1, 1)]);
+    assert_eq!(loads(&view(801.0)), [("m".to_owned(), 1, 1)]);
 }
 
 #[test]
@@ -207,11 +208,11 @@ fn two_needed_models_swap_only_after_a_long_wait() {
     };
     assert!(matches!(
         &decide(&view(100.0))[..],
-        [Decision::Stranded { .. }]
+        [Decision::Keep { .. }, Decision::Stranded { .. }]
     ));
     assert!(matches!(
-        &decide(&view(401.0))[..],
-        [Decision::Unload { .. }]
+        &decide(&view(801.0))[..],
+        [Decision::Unload { .. }, Decision::Keep { .. }]
     ));
 }
 
@@ -220,7 +221,7 @@ fn two_needed_models_swap_only_after_a_long_wait() {
 #[test]
 fn a_starving_model_gets_the_room_that_was_made_for_it() {
     let starving = Demand {
-        waiting_seconds: 500.0,
+        waiting_seconds: 900.0,
         ..demand("b", 5)
     };
     let view = |llm: LlmBeat| View {
@@ -260,4 +261,155 @@ fn an_idle_model_yields_to_scripts_that_it_blocks_but_not_while_it_runs() {
     };
     assert!(matches!(&decide(&view(0))[..], [Decision::Unload { .. }]));
     assert_eq!(decide(&view(1)), []);
+}
+
+#[test]
+fn scripts_that_waited_twenty_loads_take_one_gpu_from_a_model_that_is_needed() {
+    let mut agents = three_cold();
+    for agent in &mut agents {
+        agent.llm = hot("a");
+        agent.scripts_blocked = true;
+        agent.llm_running = 1;
+    }
+    let view = |agents: &[Agent], scripts_waiting_seconds| View {
+        models: vec![demand("a", 500)],
+        agents: agents.to_vec(),
+        scripts_queued: 1,
+        scripts_waiting_seconds,
+        ..View::default()
+    };
+    let unloads = |view: &View| {
+        decide(view)
+            .into_iter()
+            .filter_map(|decision| match decision {
+                Decision::Unload { agent, reason } => Some((agent, reason)),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(unloads(&view(&agents, 799.0)), []);
+    let expected = "script tasks have waited 13m for memory, more than 20 loads of a (13m)";
+    assert_eq!(
+        unloads(&view(&agents, 801.0)),
+        [("gpu-1".to_owned(), expected.to_owned())]
+    );
+    agents[2].llm = LlmBeat::Draining {
+        model: "a".to_owned(),
+    };
+    assert_eq!(unloads(&view(&agents, 801.0)), [], "one at a time");
+}
+
+/// The reason of the one decision, which is to keep everything as it is.
+fn kept(view: &View) -> String {
+    match &decide(view)[..] {
+        [Decision::Keep { reason, .. }, ..] => reason.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hot_on_first(demand: Demand) -> View {
+    let mut agents = three_cold();
+    agents[0].llm = hot("m");
+    View {
+        models: vec![demand],
+        agents,
+        ..View::default()
+    }
+}
+
+#[test]
+fn too_little_work_for_another_gpu_is_said_with_the_comparison() {
+    let mut view = hot_on_first(demand("m", 2));
+    assert_eq!(
+        kept(&view),
+        "the brain keeps it on gpu-1 only: 40s of work < 1.5 x 40s load"
+    );
+    view.agents[1].llm = hot("m");
+    view.models[0].queued = 6;
+    view.agents[2].health = Health::Constrained;
+    view.agents[2].health_reason = Some("thermal (84C >= 80C)".to_owned());
+    assert_eq!(
+        kept(&view),
+        "the brain keeps it on gpu-1, gpu-2 only: no other agent can take it (gpu-4 thermal (84C >= 80C))"
+    );
+    view.agents[2] = agent("gpu-4", LlmBeat::Cold);
+    assert_eq!(
+        kept(&view),
+        "the brain keeps it on gpu-1, gpu-2 only: 2m of work / 2 GPUs <= 1.5 x 40s load"
+    );
+}
+
+#[test]
+fn enough_slots_are_said_with_both_counts() {
+    let many = Demand {
+        slots: 4,
+        task_seconds: 1000.0,
+        ..demand("m", 3)
+    };
+    assert_eq!(
+        kept(&hot_on_first(many)),
+        "the brain keeps it on gpu-1 only: as many GPUs as slots need: 3 tasks <= 1 x 4 slots"
+    );
+}
+
+#[test]
+fn a_gpu_that_is_kept_for_scripts_is_named() {
+    let mut view = hot_on_first(demand("m", 125));
+    view.agents.remove(2);
+    view.scripts_queued = 12;
+    view.script_seconds = 300.0;
+    assert_eq!(
+        kept(&view),
+        "the brain keeps it on gpu-1 only: gpu-2 is kept for 12 queued script tasks (5m)"
+    );
+}
+
+#[test]
+fn a_model_that_is_everywhere_has_no_gpu_left() {
+    let mut view = hot_on_first(demand("m", 125));
+    view.agents.truncate(1);
+    assert_eq!(kept(&view), "the brain keeps it on gpu-1: no GPU is left");
+}
+
+#[test]
+fn an_agent_that_was_just_given_another_model_is_named() {
+    let mut agents = three_cold();
+    agents.truncate(2);
+    agents[0].llm = hot("m");
+    let view = View {
+        models: vec![demand("m", 50), demand("n", 100)],
+        agents,
+        ..View::default()
+    };
+    let decisions = decide(&view);
+    assert!(matches!(&decisions[0], Decision::Load { model, .. } if model == "n"));
+    let Decision::Keep { reason, .. } = &decisions[1] else {
+        panic!("{decisions:?}")
+    };
+    assert_eq!(
+        reason,
+        "the brain keeps it on gpu-1 only: no other agent can take it (gpu-2 is to load n)"
+    );
+}
+
+/// Asked of gpu-1 alone while the others did not run: gpu-1 dies, another one comes.
+#[test]
+fn a_load_that_only_others_could_take_is_misplaced() {
+    let mut agents = three_cold();
+    let eligible = ["gpu-1".to_owned()];
+    let misplaced = |agents: &[Agent]| {
+        let view = View {
+            models: vec![demand("m", 125)],
+            agents: agents.to_vec(),
+            ..View::default()
+        };
+        is_misplaced(&view, "m", &eligible)
+    };
+    assert!(!misplaced(&agents), "gpu-1 will take it");
+    agents[0].alive = false;
+    assert!(misplaced(&agents));
+    for agent in &mut agents {
+        agent.alive = false;
+    }
+    assert!(!misplaced(&agents), "nobody could");
 }

@@ -1,6 +1,11 @@
 //! Arguments of the commands that steer.
 
+use std::time::Duration;
+
 use clap::Args;
+use rigor_telemetry::Level;
+
+use super::machine::duration;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -74,4 +79,25 @@ pub(crate) struct Unload {
     pub(crate) agent: String,
     /// Only if this is what it holds.
     pub(crate) model: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor log-level gpu-1 debug --for 10m
+  rigor log-level gpu-1                  shows what is set
+  rigor log-level gpu-1 --reset")]
+pub(crate) struct LogLevel {
+    /// An agent, or brain.
+    #[arg(value_name = "COMPONENT")]
+    pub(crate) component: String,
+    /// DEBUG, INFO, WARNING or ERROR, in any case; without it, what is set is printed.
+    #[arg(value_name = "LEVEL", conflicts_with = "reset")]
+    pub(crate) level: Option<Level>,
+    /// Only for so long, like 10m or 1h30m [default: until --reset].
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration, requires = "level")]
+    pub(crate) duration: Option<Duration>,
+    /// Take back what was set.
+    #[arg(long)]
+    pub(crate) reset: bool,
 }

@@ -112,7 +112,7 @@ pub(crate) struct Detached {
     pub(crate) command: Vec<std::ffi::OsString>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "write a duration such as 30s, 5m or \"1h 30m\"".to_owned();
     let signed: jiff::SignedDuration = text.parse().map_err(|_| wrong())?;
     Duration::try_from(signed).map_err(|_| wrong())

@@ -1,9 +1,12 @@
 //! Arguments of the commands that show and wait.
 
+use std::time::Duration;
+
 use clap::Args;
 use rigor_queue::lane::Lane;
 use rigor_queue::task::Class;
 
+use super::machine::duration;
 use super::one_of;
 
 #[derive(Debug, Args)]
@@ -72,6 +75,32 @@ pub(crate) struct Logs {
     /// Of this attempt [default: the last that printed anything].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) attempt: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  rigor why gpu-1                        why it does nothing
+  rigor why video-tags/tag_v7            why it does not run
+  rigor why video-tags                   what the batch waits for
+  rigor why brain
+  rigor why gpu-1 --at 21:45             what it did then
+  rigor why gpu-1 --since 2h             what its time went into
+
+The first line is the answer. Works without the brain, and takes no locks.")]
+pub(crate) struct Why {
+    /// A task (its id, the beginning of it, or BATCH/NAME), an agent, a batch, or brain.
+    #[arg(value_name = "TASK|AGENT|BATCH")]
+    pub(crate) what: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// What an agent's GPU did at that time: 21:45, or 2026-02-07T21:45:00.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<String>,
+    /// What an agent's GPU did for so long until now (or until --at), like 2h.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) since: Option<Duration>,
 }
 
 #[derive(Debug, Args)]

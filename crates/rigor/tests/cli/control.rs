@@ -144,3 +144,18 @@ fn a_load_is_a_meta_task_for_one_agent() {
         .says("holds no model");
     assert_eq!(made.rig.count(Place::Queue(Class::Meta)).unwrap(), 3);
 }
+
+#[test]
+fn a_batch_of_which_everything_is_done_is_not_retried() {
+    let made = HandMade::new();
+    let (batch, plan) = made.running_batch();
+    let names = made.queued(&batch, "tag", &["v1"]);
+    made.complete(made.claim(Class::Cpu, &names[0], "gpu-1"));
+    plan.close(&made.rig, Move::Complete).unwrap();
+    for words in [vec!["retry", &batch], vec!["retry", &batch, "--failed"]] {
+        made.rigor(&words)
+            .exits(1)
+            .says("there is nothing to retry");
+    }
+    assert!(made.signals("brain").is_empty());
+}

@@ -174,6 +174,15 @@ impl HandMade {
 
     /// Expands `task` of a batch into one task for each item and releases them.
     pub(crate) fn queued(&self, batch: &str, task: &str, items: &[&str]) -> Vec<FileName> {
+        let names = self.waiting(batch, task, items);
+        for name in &names {
+            claim::release(&self.rig, batch, task, Class::Cpu, name).expect("a release");
+        }
+        names
+    }
+
+    /// Expands `task` of a batch into one task for each item.
+    pub(crate) fn waiting(&self, batch: &str, task: &str, items: &[&str]) -> Vec<FileName> {
         let tasks: Vec<(FileName, TaskSpec)> = items
             .iter()
             .enumerate()
@@ -184,9 +193,6 @@ impl HandMade {
             .collect();
         let names: Vec<FileName> = tasks.iter().map(|(name, _)| *name).collect();
         expand(&self.rig, batch, task, tasks, Durability::Process).expect("an expansion");
-        for name in &names {
-            claim::release(&self.rig, batch, task, Class::Cpu, name).expect("a release");
-        }
         names
     }
 

@@ -400,3 +400,45 @@ fn misuse_is_an_error_with_the_usage() {
         "{said}"
     );
 }
+
+#[test]
+fn the_executor_says_what_it_allows_at_debug_and_what_it_blocks_at_info() {
+    const ALLOWED: &str = "(no permission file: everything is allowed)";
+    const BLOCKED: &str = "(variables that only the agent sets)";
+    for (level, says_allowed, says_blocked) in [
+        ("debug", true, true),
+        ("", false, true),
+        ("ERROR", false, false),
+    ] {
+        let mut stage = Stage::new();
+        stage.env = vec![("EXECUTOR_LOG_LEVEL".to_owned(), level.to_owned())];
+        let mut spec = stage.command("echo out");
+        spec.name = "fine".to_owned();
+        let record = stage.run(&spec);
+        let log = || {
+            let path = stage.rig.logs_dir().join(format!("{AGENT}.log"));
+            fs::read_to_string(path).expect("a log")
+        };
+        let line = format!(
+            "[{AGENT}] DEBUG ALLOWED: {} (fine) - bash in {}: echo out {ALLOWED}\n",
+            spec.id.short(),
+            stage.plan.display()
+        );
+        assert_eq!(log().contains(&line), says_allowed, "{level}: {}", log());
+        let shown = stage.output(&record);
+        assert_eq!(shown.contains("[rigor] ALLOWED: "), says_allowed, "{shown}");
+        assert!(shown.ends_with("out\n"), "{shown}");
+
+        let mut spec = stage.command("true");
+        spec.id = rigor_queue::name::TaskId::derive(BATCH, "u", None);
+        spec.env.insert("RIGOR_COOKIE".into(), "mine".into());
+        failure(&stage.run(&spec));
+        let line = format!(
+            "[{AGENT}] INFO  BLOCKED: {} (t) - env sets RIGOR_COOKIE, ",
+            spec.id.short()
+        );
+        let log = log();
+        assert_eq!(log.contains(&line), says_blocked, "{level}: {log}");
+        assert_eq!(log.contains(BLOCKED), says_blocked, "{level}: {log}");
+    }
+}

@@ -1,0 +1,154 @@
+//! The journal of what the agent's time goes into, and what the last agent of its name left there.
+
+use jiff::Timestamp;
+use rigor_policy::admission::LlmState;
+use rigor_policy::gpu_time;
+use rigor_queue::reasons::{Cause, Reason, ReasonLog};
+use rigor_queue::rig::Rig;
+use rigor_queue::task::Class;
+
+use crate::agent::Agent;
+
+/// How the last entry of an agent begins that said itself why it ends.
+const OWN_ENDS: [&str; 2] = ["stopped", "crashed"];
+
+/// The journal, where there is one. A failure to write costs entries, never work.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    log: Option<ReasonLog>,
+    /// It could not be written: said once.
+    failing: bool,
+}
+
+impl Journal {
+    /// Opens the journal, and says what became of the last agent of that name if it could not.
+    pub(crate) fn open(rig: &Rig, name: &str) -> Journal {
+        let log = match ReasonLog::open(rig, name) {
+            Ok(log) => Some(log),
+            Err(error) => {
+                tracing::warn!("No reasons are journalled: {error}");
+                None
+            }
+        };
+        if let Some(last) = log.as_ref().and_then(ReasonLog::last)
+            && let Some(line) = fenced_line(name, last, Timestamp::now())
+        {
+            tracing::info!("{line}");
+        }
+        Journal {
+            log,
+            failing: false,
+        }
+    }
+
+    fn note(&mut self, reason: Reason) {
+        let Some(log) = &mut self.log else { return };
+        match log.note(reason) {
+            Ok(true) => self.failing = false,
+            // Nothing was to be written.
+            Ok(false) => {}
+            Err(error) => {
+                if !self.failing {
+                    tracing::warn!("Cannot journal reasons: {error}; the work goes on");
+                }
+                self.failing = true;
+            }
+        }
+    }
+}
+
+/// What others wrote of the last agent's end.
+fn fenced_line(name: &str, last: &Reason, now: Timestamp) -> Option<String> {
+    let own = OWN_ENDS.iter().any(|end| last.detail.starts_with(end));
+    if last.cause != Cause::AgentDown || own {
+        return None;
+    }
+    let ago = now.duration_since(last.since).as_secs().max(0);
+    // Minutes are exact enough after ten, and so on.
+    let ago = match ago {
+        0..600 => ago,
+        600..36_000 => ago - ago % 60,
+        _ => ago - ago % 3600,
+    };
+    let ago = jiff::SignedDuration::from_secs(ago);
+    Some(format!(
+        "The last {name} was declared dead {ago:#} ago: {}",
+        last.detail
+    ))
+}
+
+impl Agent {
+    /// Journals what the time goes into from now on, if that has changed.
+    pub(crate) fn note_reason(&mut self) {
+        let Some(idle) = self.gpu_idle_because() else {
+            return;
+        };
+        let mut batches: Vec<String> = self
+            .attempts
+            .iter()
+            .filter(|attempt| self.is_main_work(attempt.class()))
+            .map(|attempt| attempt.running().spec.batch.clone())
+            .collect();
+        let working = batches.len();
+        batches.sort_unstable();
+        batches.dedup();
+        let llm = self.llm.admission(
+            std::time::Instant::now(),
+            self.attempts.of_class(Class::Llm),
+        );
+        let cause = gpu_time::cause(self.health().0, &llm, working, Some(&idle));
+        let (code, detail) = match (cause, &llm) {
+            (Cause::Running, _) => (None, String::new()),
+            (
+                Cause::Loading | Cause::Unloading,
+                LlmState::Loading { model, .. }
+                | LlmState::Draining { model }
+                | LlmState::Unloading { model },
+            ) => (None, model.clone()),
+            _ => (Some(idle.code), idle.detail),
+        };
+        self.journal.note(Reason {
+            since: Timestamp::now(),
+            cause,
+            code,
+            detail,
+            batches,
+        });
+    }
+
+    /// Journals that the agent ends.
+    pub(crate) fn note_end(&mut self, why: &str) {
+        self.journal.note(Reason {
+            since: Timestamp::now(),
+            cause: Cause::AgentDown,
+            code: None,
+            detail: why.to_owned(),
+            batches: Vec::new(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_others_wrote_is_told() {
+        let now = Timestamp::from_second(10_000).unwrap();
+        let ended = |cause, detail: &str| Reason {
+            since: Timestamp::from_second(9_820).unwrap(),
+            cause,
+            code: None,
+            detail: detail.to_owned(),
+            batches: Vec::new(),
+        };
+        let line = |cause, detail| fenced_line("gpu-1", &ended(cause, detail), now);
+        assert_eq!(
+            line(Cause::AgentDown, "hung: killed").as_deref(),
+            Some("The last gpu-1 was declared dead 3m ago: hung: killed")
+        );
+        assert_eq!(line(Cause::AgentDown, "stopped: SIGTERM received"), None);
+        assert_eq!(line(Cause::AgentDown, "crashed: no disk"), None);
+        assert_eq!(line(Cause::NoWork, "nothing queued"), None);
+    }
+}

@@ -1,0 +1,214 @@
+//! Whether any agent of the rig can ever run a task.
+
+use rigor_queue::task::Class;
+
+/// Readings of a GPU are some time apart, so a peak may be missed: so much is added to a measured
+/// one, percent.
+pub const PEAK_MARGIN_PERCENT: u64 = 10;
+
+/// What a task needs, as far as it is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Needs {
+    /// Its class.
+    pub class: Class,
+    /// CPU slots.
+    pub cpus: u32,
+    /// GPU memory of a script task, MiB: its estimate or measured peak. None: not known yet, it
+    /// runs alone on any GPU.
+    pub vram_mb: Option<u64>,
+    /// The model of an llm task and the memory that it takes, MiB, where that is known.
+    pub model: Option<(String, Option<u64>)>,
+    /// Agents that it may run on; empty: any.
+    pub on: Vec<String>,
+}
+
+/// An agent of the rig, running or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    /// It has a GPU.
+    pub gpu: bool,
+    /// What tasks and models may use of its GPU, MiB; none until it has said so once.
+    pub budget_mb: Option<u64>,
+    /// Its CPU slots.
+    pub cpu_slots: u32,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Some agent can.
+    Fits,
+    /// No agent that is known can, but not all have told their memory yet.
+    NotKnown,
+    /// None ever can, with the numbers.
+    Never(String),
+}
+
+/// Looks for an agent that could run it if everything else were idle.
+pub fn fit(needs: &Needs, agents: &[Agent]) -> Fit {
+    // The brain runs those itself, and meta tasks name their agents.
+    if matches!(needs.class, Class::Brain | Class::Meta) {
+        return Fit::Fits;
+    }
+    let mut left: Vec<&Agent> = agents
+        .iter()
+        .filter(|agent| needs.on.is_empty() || needs.on.contains(&agent.name))
+        .collect();
+    if left.is_empty() {
+        return Fit::Never(if needs.on.is_empty() {
+            "rig.toml has no agent".to_owned()
+        } else {
+            format!("only for {}, which is not in rig.toml", needs.on.join(", "))
+        });
+    }
+    let only = if needs.on.is_empty() {
+        String::new()
+    } else {
+        format!(" of {}", needs.on.join(", "))
+    };
+    let on_gpu = matches!(needs.class, Class::Script | Class::Llm);
+    if on_gpu {
+        left.retain(|agent| agent.gpu);
+        if left.is_empty() {
+            return Fit::Never(if needs.on.is_empty() {
+                "needs a GPU, no agent has one".to_owned()
+            } else {
+                format!("needs a GPU, only for {} without one", needs.on.join(", "))
+            });
+        }
+    }
+    if matches!(needs.class, Class::Script | Class::Cpu) {
+        let most = left.iter().max_by_key(|agent| agent.cpu_slots);
+        if let Some(most) = most.filter(|most| most.cpu_slots < needs.cpus) {
+            return Fit::Never(format!(
+                "needs {} CPU slots, the most{only} is {} on {}",
+                needs.cpus, most.cpu_slots, most.name
+            ));
+        }
+        left.retain(|agent| agent.cpu_slots >= needs.cpus);
+    }
+    let (what, need) = match (needs.class, &needs.model) {
+        (Class::Script, _) => ("needs".to_owned(), needs.vram_mb),
+        (Class::Llm, Some((model, vram_mb))) => (format!("model {model} needs"), *vram_mb),
+        _ => return Fit::Fits,
+    };
+    let Some(need) = need else {
+        return Fit::Fits;
+    };
+    if left
+        .iter()
+        .any(|agent| agent.budget_mb.is_some_and(|budget| budget >= need))
+    {
+        return Fit::Fits;
+    }
+    let largest = left
+        .iter()
+        .max_by_key(|agent| agent.budget_mb)
+        .filter(|_| left.iter().all(|agent| agent.budget_mb.is_some()));
+    match largest {
+        Some(agent) => Fit::Never(format!(
+            "{what} {need}MB, largest budget{only} is {}MB on {}",
+            agent.budget_mb.unwrap_or_default(),
+            agent.name
+        )),
+        None => Fit::NotKnown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rig() -> Vec<Agent> {
+        let agent = |name: &str, budget_mb| Agent {
+            name: name.to_owned(),
+            gpu: budget_mb != Some(0),
+            budget_mb,
+            cpu_slots: 4,
+        };
+        vec![
+            agent("gpu-1", Some(4915)),
+            agent("gpu-2", Some(3000)),
+            agent("cpu-1", Some(0)),
+        ]
+    }
+
+    fn script(vram_mb: u64) -> Needs {
+        Needs {
+            class: Class::Script,
+            cpus: 1,
+            vram_mb: Some(vram_mb),
+            model: None,
+            on: Vec::new(),
+        }
+    }
+
+    fn never(needs: Needs, agents: &[Agent]) -> String {
+        match fit(&needs, agents) {
+            Fit::Never(reason) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_exceeds_every_agent_is_said_with_the_numbers() {
+        assert_eq!(fit(&script(4915), &rig()), Fit::Fits);
+        assert_eq!(
+            never(script(24_000), &rig()),
+            "needs 24000MB, largest budget is 4915MB on gpu-1"
+        );
+        let many = Needs {
+            cpus: 16,
+            ..script(1)
+        };
+        assert_eq!(
+            never(many, &rig()),
+            "needs 16 CPU slots, the most is 4 on gpu-2"
+        );
+        let llm = Needs {
+            class: Class::Llm,
+            model: Some(("X".to_owned(), Some(9000))),
+            ..script(0)
+        };
+        assert_eq!(
+            never(llm, &rig()),
+            "model X needs 9000MB, largest budget is 4915MB on gpu-1"
+        );
+    }
+
+    #[test]
+    fn only_the_agents_that_it_names_count() {
+        let on = |names: &[&str], vram_mb| Needs {
+            on: names.iter().map(|name| (*name).to_owned()).collect(),
+            ..script(vram_mb)
+        };
+        assert_eq!(
+            never(on(&["gpu-9"], 1), &rig()),
+            "only for gpu-9, which is not in rig.toml"
+        );
+        assert_eq!(
+            never(on(&["gpu-2"], 4000), &rig()),
+            "needs 4000MB, largest budget of gpu-2 is 3000MB on gpu-2"
+        );
+        assert_eq!(
+            never(on(&["cpu-1"], 1), &rig()),
+            "needs a GPU, only for cpu-1 without one"
+        );
+        assert_eq!(fit(&on(&["gpu-9", "gpu-1"], 1), &rig()), Fit::Fits);
+    }
+
+    #[test]
+    fn nothing_is_said_before_every_agent_has_told_its_memory() {
+        let mut agents = rig();
+        agents[1].budget_mb = None;
+        assert_eq!(fit(&script(24_000), &agents), Fit::NotKnown);
+        assert_eq!(fit(&script(4000), &agents), Fit::Fits);
+        let unknown = Needs {
+            vram_mb: None,
+            ..script(0)
+        };
+        assert_eq!(fit(&unknown, &rig()), Fit::Fits, "it runs alone");
+    }
+}

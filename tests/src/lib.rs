@@ -6,7 +6,10 @@
 //! and prints the ends of the logs instead.
 
 pub mod checker;
+pub mod incident;
 pub mod journal;
+pub mod lines;
+pub mod mounts;
 pub mod parts;
 pub mod processes;
 mod rig;

@@ -14,7 +14,7 @@ use rigor_queue::rig::{self as queue, BRAIN, Place};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::{checker, parts, processes};
+use crate::{checker, lines, parts, processes};
 
 /// Longer than anything takes here, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +38,8 @@ pub struct Setup {
     pub cpu_agents: usize,
     /// The chat model of the fixtures, as every GPU's default, with so many slots; 0: none.
     pub slots: u32,
+    /// More of that model's table.
+    pub model: &'static str,
     /// More of `[rig]`.
     pub rig: &'static str,
     /// More of `[limits]`.
@@ -145,7 +147,13 @@ impl Rig {
 
     /// Starts the brain or an agent, and waits for nothing.
     pub fn spawn(&mut self, name: &str) {
+        self.spawn_with(name, &[]);
+    }
+
+    /// The same with more environment.
+    pub fn spawn_with(&mut self, name: &str, env: &[(&str, &str)]) {
         let mut command = self.component(name);
+        command.envs(env.iter().copied());
         let out = |kind| {
             let path = self.dir.path().join(format!("{name}.{kind}"));
             File::create(path).expect("make a file")
@@ -154,6 +162,21 @@ impl Rig {
         let child = command.spawn().expect("start a program");
         let before = self.children.insert(name.to_owned(), child);
         assert!(before.is_none(), "{name} was started twice");
+    }
+
+    /// Changes rig.toml; for before anything runs.
+    pub fn edit_toml(&self, change: impl FnOnce(String) -> String) {
+        let path = self.root().join("rig.toml");
+        let text = fs::read_to_string(&path).expect("read rig.toml");
+        fs::write(&path, change(text)).expect("write rig.toml");
+    }
+
+    /// Changes what the stand-in GPUs say.
+    pub fn stand_in(&self, change: impl FnOnce(&mut nvml_stand_in::State)) {
+        let path = self.root().join("sim").join(nvml_stand_in::STATE_NAME);
+        let mut state = nvml_stand_in::State::read(&path).expect("read the stand-in's state");
+        change(&mut state);
+        state.write(&path).expect("write the stand-in's state");
     }
 
     /// The command that starts the brain or an agent.
@@ -213,6 +236,13 @@ impl Rig {
         }
     }
 
+    /// Waits for the end of a program that somebody else kills.
+    #[track_caller]
+    pub fn killed(&mut self, name: &str) -> ExitStatus {
+        self.litter_age = LITTER_AGE;
+        self.ended(name)
+    }
+
     /// Runs `rigor` on the rig to its end.
     #[track_caller]
     pub fn rigor(&self, words: &[&str]) -> Output {
@@ -237,8 +267,10 @@ impl Rig {
     #[track_caller]
     pub fn output(&self, mut command: Command) -> Output {
         // Into files, as whoever inherits a pipe keeps its reader waiting.
+        let dir = std::env::var_os(crate::mounts::OUTSIDE);
+        let dir = dir.map_or(self.dir.path().to_owned(), PathBuf::from);
         let paths = ["stdout", "stderr"].map(|kind| {
-            let file = tempfile::NamedTempFile::with_prefix_in(kind, self.dir.path());
+            let file = tempfile::NamedTempFile::with_prefix_in(kind, &dir);
             file.expect("make a file")
         });
         let [stdout, stderr] = paths
@@ -344,7 +376,12 @@ impl Rig {
 
     /// The log of a component so far.
     pub fn log(&self, component: &str) -> String {
-        let path = self.rig.logs_dir().join(format!("{component}.log"));
+        self.log_of(&format!("{component}.log"))
+    }
+
+    /// A file of the rig's `logs/`.
+    pub fn log_of(&self, file: &str) -> String {
+        let path = self.rig.logs_dir().join(file);
         let bytes = fs::read(path).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
@@ -389,6 +426,16 @@ impl Rig {
     pub fn wait_for_line(&self, component: &str, text: &str) {
         let what = format!("{component} says {text:?}");
         self.wait(&what, |rig| rig.log(component).contains(text));
+    }
+
+    /// Waits for a line in the log of a component that the pattern matches, and returns it.
+    #[track_caller]
+    pub fn wait_for_match(&self, component: &str, pattern: &str) -> String {
+        let what = format!("{component} says {pattern}");
+        self.wait(&what, |rig| {
+            lines::find(&rig.log(component), pattern).is_some()
+        });
+        lines::find(&self.log(component), pattern).expect("it was there a moment ago")
     }
 
     /// Stops every program in order: agents drain, then the brain.
@@ -512,6 +559,7 @@ impl Setup {
         let mut text = fs::read_to_string(&toml).expect("read rig.toml");
         let timing = "heartbeat_every = \"200ms\"\nlock_poll = \"200ms\"\nmonitor_every = \"1s\"\ngrace = \"2s\"\n";
         for (table, more) in [
+            ("[[model]]\n", self.model),
             ("[rig]\n", self.rig),
             ("[limits]\n", self.limits),
             ("[timing]\n", timing),

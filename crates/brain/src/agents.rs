@@ -53,6 +53,15 @@ impl Agent {
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.moved)
     }
+
+    /// Why nothing new should be asked of it although it lives: what its heartbeat says is old.
+    pub(crate) fn unwritten(&self) -> Option<String> {
+        let beat = self.heartbeat.as_ref().filter(|_| self.touched_said)?;
+        Some(format!(
+            "cannot write its heartbeat since {} (disk full?)",
+            clock(beat.at)
+        ))
+    }
 }
 
 /// All agents.
@@ -102,21 +111,15 @@ impl Agents {
         for name in names {
             let dir = brain.rig.agent_dir(&name);
             if !self.agents.contains_key(&name) {
-                if dir.is_dir() {
-                    // Heartbeats of a new agent wake the brain from now on.
-                    brain.watcher.watch(&dir)?;
-                    brain
-                        .watcher
-                        .watch(&brain.rig.dir(Place::Processing(&name)))?;
-                } else if !brain.config.agent_names().any(|agent| agent == name) {
+                let configured = brain.config.agent_names().any(|agent| agent == name);
+                if !configured && !dir.is_dir() {
                     continue;
-                } else {
-                    brain.rig.prepare_agent(&name)?;
-                    brain.watcher.watch(&dir)?;
-                    brain
-                        .watcher
-                        .watch(&brain.rig.dir(Place::Processing(&name)))?;
                 }
+                brain.rig.prepare_agent(&name)?;
+                // Its heartbeats and claims wake the brain from now on.
+                brain.watcher.watch(&dir)?;
+                let processing = brain.rig.dir(Place::Processing(&name));
+                brain.watcher.watch(&processing)?;
                 // Listed after it is watched: a claim in between is not missed.
                 let names = brain.rig.list(Place::Processing(&name))?.names;
                 brain

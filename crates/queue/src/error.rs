@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// The system refused an operation.
-    #[error("{operation} {}: {source}", path.display())]
+    #[error("{operation} {}: {cause}", path.display())]
     Io {
         /// What was tried: a verb.
         operation: &'static str,
         /// On what.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not. Not the error's source: it is in the message, and a chain would say it twice.
+        cause: io::Error,
     },
     /// A directory that cannot be used as a rig.
     #[error("{} cannot be used as a rig: {why}", path.display())]
@@ -48,10 +48,10 @@ impl QueueError {
         path: impl AsRef<Path>,
     ) -> impl FnOnce(io::Error) -> QueueError {
         let path = path.as_ref().to_owned();
-        move |source| QueueError::Io {
+        move |cause| QueueError::Io {
             operation,
             path,
-            source,
+            cause: bare(cause),
         }
     }
 
@@ -63,14 +63,14 @@ impl QueueError {
         move |errno| QueueError::Io {
             operation,
             path,
-            source: errno.into(),
+            cause: errno.into(),
         }
     }
 
     /// The system's error, if it is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
-            QueueError::Io { source, .. } => Some(source.kind()),
+            QueueError::Io { cause, .. } => Some(cause.kind()),
             QueueError::Unfit { .. } | QueueError::Held { .. } | QueueError::Untrusted { .. } => {
                 None
             }
@@ -78,5 +78,37 @@ impl QueueError {
     }
 }
 
+/// An error without the name of a temporary file, which is another one at each try: the same
+/// failure must read the same, or it is said again and again.
+fn bare(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(_) => error,
+        None => error.kind().into(),
+    }
+}
+
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, QueueError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_failure_reads_the_same() {
+        let dir = Path::new("/proc/self");
+        let failed = || {
+            let error = tempfile::Builder::new().tempfile_in(dir).unwrap_err();
+            QueueError::io("create a file in", dir)(error).to_string()
+        };
+        assert_eq!(failed(), failed());
+        assert!(
+            failed().starts_with("create a file in /proc/self: "),
+            "{}",
+            failed()
+        );
+        use std::error::Error;
+        let error = QueueError::io("read", dir)(io::Error::from_raw_os_error(28));
+        assert!(error.source().is_none(), "a chain would say it twice");
+    }
+}

@@ -56,12 +56,12 @@ pub fn submit(
         .map_err(QueueError::io("create a file in", &dir))?;
     temporary
         .write_all(&format::seal(spec))
-        .map_err(QueueError::io("write", temporary.path()))?;
+        .map_err(QueueError::io("write", dir.join(name.to_string())))?;
     if durability.syncs() {
         temporary
             .as_file()
             .sync_all()
-            .map_err(QueueError::io("fsync", temporary.path()))?;
+            .map_err(QueueError::io("fsync", dir.join(name.to_string())))?;
     }
     let target = dir.join(name.to_string());
     // persist_noclobber links and unlinks where it must, which would show two links for an

@@ -4,9 +4,13 @@
 
 mod batches;
 mod claims;
+mod contract;
 mod control;
 mod deaths;
 mod examples;
+mod incident;
 mod models;
+mod notify;
 mod refusals;
+mod stuck;
 mod up;

@@ -248,6 +248,9 @@ fn no_model(
     if age >= stale_after {
         return format!("heartbeat {}s old", age.as_secs());
     }
+    if let Some(why) = agent.unwritten() {
+        return why;
+    }
     let Some(beat) = &agent.heartbeat else {
         return "has had no heartbeat".to_owned();
     };

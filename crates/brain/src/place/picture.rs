@@ -130,6 +130,7 @@ impl Placer {
                 continue;
             };
             let beat = agent.heartbeat.as_ref();
+            let unwritten = agent.unwritten();
             let llm = beat.map_or(LlmBeat::Cold, |beat| beat.llm.clone());
             let backing_off = match &llm {
                 LlmBeat::Failed { model, until, .. } if *until > wall => Some(model.clone()),
@@ -162,8 +163,12 @@ impl Placer {
                 name: gpu.name.clone(),
                 // One that has not spoken yet cannot be counted on.
                 alive: agent.alive && beat.is_some(),
-                health: beat.map_or(Health::Healthy, |beat| beat.health),
-                health_reason: beat.and_then(ailment),
+                health: match beat {
+                    _ if unwritten.is_some() => Health::Quarantined,
+                    Some(beat) => beat.health,
+                    None => Health::Healthy,
+                },
+                health_reason: unwritten.or_else(|| beat.and_then(ailment)),
                 llm_running: beat.map_or(0, |beat| beat.llm_slots.0),
                 scripts_blocked: beat.is_some_and(blocked),
                 cannot,
@@ -195,7 +200,9 @@ impl Placer {
                 // One that nobody can take now heats no GPU, and must keep nobody else from it.
                 let taken = claimed_by.is_some()
                     || open.agents.iter().any(|name| {
-                        let agent = agents.get(name).filter(|agent| agent.alive);
+                        let agent = agents
+                            .get(name)
+                            .filter(|agent| agent.alive && agent.unwritten().is_none());
                         let beat = agent.and_then(|agent| agent.heartbeat.as_ref());
                         beat.is_some_and(|beat| takes_load(beat, &model, &open.agents))
                     });

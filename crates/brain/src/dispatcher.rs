@@ -1,6 +1,7 @@
 //! The loop: one closed set of events in, everything that follows from them done, then sleep
 //! until the next event or the next thing that is due.
 
+mod complaint;
 mod log_level;
 mod operator;
 mod wakes;
@@ -36,6 +37,8 @@ use crate::notify;
 use crate::outlook::Teller;
 use crate::place::Placer;
 use crate::stuck;
+
+use complaint::Complaint;
 
 /// Placement is decided at most so often, however many events come.
 const PLACE_EVERY: Duration = Duration::from_millis(200);
@@ -80,7 +83,7 @@ pub(crate) struct Dispatcher {
     signalled: bool,
     level: log_level::LogLevel,
     rescan: bool,
-    complaints: BTreeMap<&'static str, String>,
+    complaints: BTreeMap<&'static str, Complaint>,
     unopened: Vec<FileName>,
     at_once: bool,
     next: Due,
@@ -214,7 +217,7 @@ impl Dispatcher {
             }
         }
         if self.unopened.is_empty() {
-            self.complaints.remove("open a batch");
+            self.content("open a batch");
         }
     }
 
@@ -361,7 +364,7 @@ impl Dispatcher {
             due = due.min(self.next.late);
         }
         due = self.level.until.map_or(due, |until| due.min(until));
-        if !self.complaints.is_empty() {
+        if self.complaints.values().any(Complaint::is_failing) {
             due = due.min(now + TRY_AGAIN);
         }
         load_due
@@ -373,7 +376,7 @@ impl Dispatcher {
     fn part(&mut self, what: &'static str, act: impl FnOnce(&mut Self) -> Result<()>) -> bool {
         match act(self) {
             Ok(()) => {
-                self.complaints.remove(what);
+                self.content(what);
                 true
             }
             Err(error) => {
@@ -385,9 +388,17 @@ impl Dispatcher {
 
     /// Says what went wrong once, not at every try.
     fn complain(&mut self, what: &'static str, message: &str) {
-        if self.complaints.get(what).map(String::as_str) != Some(message) {
+        let now = Instant::now();
+        if self.complaints.entry(what).or_default().fails(message, now) {
             tracing::error!("The brain cannot {what}: {message}; trying again");
-            self.complaints.insert(what, message.to_owned());
+        }
+    }
+
+    /// It worked.
+    fn content(&mut self, what: &'static str) {
+        let complaint = self.complaints.get_mut(what);
+        if complaint.is_some_and(|it| it.works(Instant::now())) {
+            tracing::info!("The brain can {what} again");
         }
     }
 
@@ -499,7 +510,7 @@ impl Dispatcher {
         }
         match complaints.first() {
             Some(first) => self.complain("go on with a batch", first),
-            None => drop(self.complaints.remove("go on with a batch")),
+            None => self.content("go on with a batch"),
         }
         due
     }

@@ -20,8 +20,8 @@ pub(crate) struct Beat {
     started: Timestamp,
     sent_at: Option<Instant>,
     told: Option<State>,
-    /// The file could not be written: said once.
-    failing: bool,
+    /// Why the file could not be written; said once.
+    pub(crate) failing: Option<String>,
 }
 
 /// What makes a heartbeat due at once.
@@ -42,7 +42,7 @@ impl Beat {
             started: Timestamp::now(),
             sent_at: None,
             told: None,
-            failing: false,
+            failing: None,
         }
     }
 }
@@ -74,7 +74,7 @@ impl Agent {
         self.beat.told = Some(state);
         match presence::beat(&self.rig, &self.name, &heartbeat) {
             Ok(()) => {
-                self.beat.failing = false;
+                self.beat.failing = None;
                 self.say_beat(&heartbeat, now);
             }
             Err(error) => {
@@ -83,8 +83,8 @@ impl Agent {
                 let path = self.rig.agent_dir(&self.name).join("heartbeat.json");
                 let touched =
                     File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-                if !self.beat.failing {
-                    self.beat.failing = true;
+                let said = self.beat.failing.replace(error.to_string()).is_some();
+                if !said {
                     let instead = match touched {
                         Ok(()) => "its time is touched instead",
                         Err(_) => "nor can its time be touched",

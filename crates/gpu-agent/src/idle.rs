@@ -56,7 +56,7 @@ impl Agent {
                 model,
                 loaded: self.llm.served().is_some(),
                 drained: self.drained.is_some(),
-                trouble: self.refusing().is_some(),
+                trouble: self.refusing().is_some() || self.beat.failing.is_some(),
                 brain_runs,
             },
         );

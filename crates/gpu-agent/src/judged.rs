@@ -123,13 +123,34 @@ impl Agent {
         }
         self.refuses_all().or_else(|| {
             let judged = self.judged.as_ref()?;
-            judged.decision.idle_gpu(&judged.state, &judged.candidates)
+            let idle = judged.decision.idle_gpu(&judged.state, &judged.candidates);
+            idle.map(|verdict| self.or_unheard(verdict))
         })
     }
 
     /// Why the agent is idle; none while it works. Cpu tasks beside an idle GPU are no work of a
     /// GPU's agent.
     pub(crate) fn idle(&self) -> Option<Verdict> {
+        self.idle_by_decision()
+            .map(|verdict| self.or_unheard(verdict))
+    }
+
+    /// An agent whose heartbeat cannot be written gets no model from the brain: that is why it has
+    /// none.
+    fn or_unheard(&self, verdict: Verdict) -> Verdict {
+        match &self.beat.failing {
+            Some(error) if wants_model(verdict.code) => Verdict {
+                code: Refusal::Backoff,
+                detail: format!(
+                    "{}; no model comes while the heartbeat cannot be written: {error}",
+                    verdict.detail
+                ),
+            },
+            _ => verdict,
+        }
+    }
+
+    fn idle_by_decision(&self) -> Option<Verdict> {
         let working = self
             .attempts
             .iter()

@@ -16,8 +16,8 @@ const OWN_ENDS: [&str; 2] = ["stopped", "crashed"];
 #[derive(Debug)]
 pub(crate) struct Journal {
     log: Option<ReasonLog>,
-    /// It could not be written: said once.
-    failing: bool,
+    /// What could not be written, from when it held: said once.
+    failing: Option<Reason>,
 }
 
 impl Journal {
@@ -35,23 +35,28 @@ impl Journal {
         {
             tracing::info!("{line}");
         }
-        Journal {
-            log,
-            failing: false,
-        }
+        Journal { log, failing: None }
     }
 
-    fn note(&mut self, reason: Reason) {
+    fn note(&mut self, mut reason: Reason) {
         let Some(log) = &mut self.log else { return };
-        match log.note(reason) {
-            Ok(true) => self.failing = false,
+        // What holds since the disk is full is written with that time once there is room.
+        let unwritten = self.failing.as_ref();
+        if let Some(since) = unwritten
+            .filter(|it| (it.cause, it.code) == (reason.cause, reason.code))
+            .map(|it| it.since)
+        {
+            reason.since = since;
+        }
+        match log.note(reason.clone()) {
+            Ok(true) => self.failing = None,
             // Nothing was to be written.
             Ok(false) => {}
             Err(error) => {
-                if !self.failing {
+                if self.failing.is_none() {
                     tracing::warn!("Cannot journal reasons: {error}; the work goes on");
                 }
-                self.failing = true;
+                self.failing = Some(reason);
             }
         }
     }

@@ -83,7 +83,11 @@ impl QueueError {
 fn bare(error: io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(_) => error,
-        None => error.kind().into(),
+        // tempfile's words: `No space left on device (os error 28) at path "..."`.
+        None => match error.to_string().split_once(" at path ") {
+            Some((what, _)) => io::Error::new(error.kind(), what.to_owned()),
+            None => error,
+        },
     }
 }
 

@@ -161,7 +161,7 @@ fn write_plan(dir: &Path) -> Result<()> {
         .map(|id| serde_json::json!({"id": id.to_string()}))
         .collect();
     let text = "# Plan: trivial\n\n## Goal\n\nTasks that do nothing.\n\n## Tasks\n\n### nothing\n\n\
-        - **task_class**: cpu\n- **foreach**: `{PLAN_PATH}/items.json:items`\n- **command**: `true`\n";
+        - **task_class**: cpu\n- **foreach**: items.json:items\n- **command**: `true`\n";
     for (name, text) in [
         ("plan.md", text.to_owned()),
         (

@@ -4,15 +4,15 @@
 //! with it, and L = seconds to load it: one more GPU pays iff `W/k > 1.5 L` and there are more
 //! tasks than slots. From cold, k GPUs take `L + W/k`.
 
+mod leave;
 mod reason;
 
 use std::collections::BTreeSet;
 
 use rigor_queue::heartbeat::{Health, LlmBeat};
 
+use leave::{cool, make_room, replace};
 use reason::{Stop, keep_reason, load_reason};
-
-use crate::span::estimate;
 
 /// A further load must save this many times what it costs: the estimates of W and L are averages.
 pub const LOAD_MARGIN: f64 = 1.5;
@@ -267,62 +267,6 @@ fn reserved<'v>(view: &'v View, demand: &Demand) -> Reserved<'v> {
     reserved
 }
 
-/// Takes an agent whose model nothing needs, if one more GPU pays although that model has to be
-/// unloaded first, and loaded again where the next stage needs it.
-fn replace(view: &View, demand: &Demand, now: usize) -> Option<Decision> {
-    let leaving = |agent: &Agent| {
-        matches!(
-            agent.llm,
-            LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
-        )
-    };
-    // One at a time: what is on its way out will be cold soon.
-    if view
-        .agents
-        .iter()
-        .any(|agent| agent.alive && leaving(agent))
-    {
-        return None;
-    }
-    let holder = view.agents.iter().find_map(|agent| {
-        let LlmBeat::Hot { model, .. } = &agent.llm else {
-            return None;
-        };
-        let unneeded = view
-            .models
-            .iter()
-            .all(|of| of.model != *model || of.queued == 0);
-        let free = agent.alive
-            && agent.health == Health::Healthy
-            && agent.llm_running == 0
-            && *model != demand.model
-            && agent.cannot.iter().all(|(of, _)| *of != demand.model);
-        (unneeded && free).then_some((agent, model))
-    });
-    let (agent, model) = holder?;
-    let loads = if view.upcoming.contains(model) {
-        2.0
-    } else {
-        1.0
-    };
-    let costs = Demand {
-        load_seconds: demand.load_seconds * loads,
-        ..demand.clone()
-    };
-    if useful(&costs, now, now + 1).0 == now {
-        return None;
-    }
-    Some(Decision::Unload {
-        agent: agent.name.clone(),
-        reason: format!(
-            "nothing is queued for {model}, and {} tasks for {} are {} of work on {now}",
-            demand.queued,
-            demand.model,
-            estimate(demand.backlog_seconds() / now.max(1) as f64),
-        ),
-    })
-}
-
 /// How many GPUs pay, from `now` up to `most`, and what ended the count before that.
 fn useful(demand: &Demand, now: usize, most: usize) -> (usize, Option<Stop>) {
     let backlog = demand.backlog_seconds();
@@ -422,140 +366,6 @@ fn obstacle(agent: &Agent, model: &str) -> Option<String> {
             held.model().unwrap_or("a model")
         )),
     }
-}
-
-/// Nobody is free for a model that nobody holds: take an agent whose model is not needed, or, when
-/// the work has waited long, one whose model is.
-fn make_room(view: &View, demand: &Demand) -> Decision {
-    let could = |agent: &&Agent| {
-        agent.alive
-            && matches!(agent.health, Health::Healthy | Health::Constrained)
-            && matches!(&agent.llm, LlmBeat::Hot { model, .. } if *model != demand.model)
-            && !agent.cannot.iter().any(|(of, _)| *of == demand.model)
-    };
-    let needed = |agent: &Agent| {
-        let held = agent.llm.model();
-        view.models
-            .iter()
-            .find(|other| Some(other.model.as_str()) == held)
-            .map_or(0, |d| d.queued)
-    };
-    let starved = demand.waiting_seconds > STARVED_AFTER_LOADS * demand.load_seconds;
-    let candidate = view
-        .agents
-        .iter()
-        .filter(could)
-        .min_by_key(|agent| (needed(agent), agent.llm_running, agent.name.clone()));
-    match candidate {
-        Some(agent) if needed(agent) == 0 || starved => Decision::Unload {
-            agent: agent.name.clone(),
-            reason: format!(
-                "{} tasks wait for {} and no agent is free; {} has {} queued tasks for {}",
-                demand.queued,
-                demand.model,
-                agent.name,
-                needed(agent),
-                agent.llm.model().unwrap_or("its model"),
-            ),
-        },
-        _ => {
-            let why: Vec<String> = view
-                .agents
-                .iter()
-                .map(|agent| {
-                    let why = obstacle(agent, &demand.model).unwrap_or_else(|| {
-                        match view.pending.first() {
-                            Some(load) => format!("about to load {}", load.model),
-                            None => format!("kept for {} queued script tasks", view.scripts_queued),
-                        }
-                    });
-                    format!("{} {why}", agent.name)
-                })
-                .collect();
-            Decision::Stranded {
-                model: demand.model.clone(),
-                reason: if why.is_empty() {
-                    "there is no agent with a GPU".to_owned()
-                } else {
-                    why.join(", ")
-                },
-            }
-        }
-    }
-}
-
-/// Frees models that keep queued scripts out: those that nothing needs, and, when scripts have
-/// waited long enough, one that is needed. Elsewhere a model stays: the next stage may need it, and
-/// a GPU without work is no better for being empty.
-fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
-    if view.scripts_queued == 0 {
-        return Vec::new();
-    }
-    let unloading = |agent: &Agent| {
-        so_far.iter().any(
-            |decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name),
-        )
-    };
-    let demand = |model: &str| view.models.iter().find(|demand| demand.model == model);
-    let blocking: Vec<(&Agent, &str)> = view
-        .agents
-        .iter()
-        .filter(|agent| agent.alive && agent.scripts_blocked && !unloading(agent))
-        .filter_map(|agent| match &agent.llm {
-            LlmBeat::Hot { model, .. } => Some((agent, model.as_str())),
-            _ => None,
-        })
-        .collect();
-    let unneeded: Vec<Decision> = blocking
-        .iter()
-        .filter(|(agent, model)| {
-            agent.llm_running == 0 && demand(model).is_none_or(|demand| demand.queued == 0)
-        })
-        .map(|(agent, model)| Decision::Unload {
-            agent: agent.name.clone(),
-            reason: format!(
-                "{} script tasks wait for memory and nothing is queued for {model}",
-                view.scripts_queued
-            ),
-        })
-        .collect();
-    // One at a time: what is on its way out, or cold, will take them.
-    let room_comes = !unneeded.is_empty()
-        || view.agents.iter().any(|agent| {
-            agent.alive
-                && (unloading(agent)
-                    || matches!(
-                        agent.llm,
-                        LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
-                    ))
-        });
-    if room_comes {
-        return unneeded;
-    }
-    let load_seconds = |model: &str| demand(model).map_or(0.0, |demand| demand.load_seconds);
-    let least = blocking
-        .into_iter()
-        .filter(|(_, model)| {
-            view.scripts_waiting_seconds > STARVED_AFTER_LOADS * load_seconds(model)
-        })
-        .min_by(|(a, held_by_a), (b, held_by_b)| {
-            let backlog = |model| demand(model).map_or(0.0, Demand::backlog_seconds);
-            backlog(held_by_a)
-                .total_cmp(&backlog(held_by_b))
-                .then_with(|| a.llm_running.cmp(&b.llm_running))
-                .then_with(|| a.name.cmp(&b.name))
-        });
-    least
-        .map(|(agent, model)| Decision::Unload {
-            agent: agent.name.clone(),
-            reason: format!(
-                "script tasks have waited {} for memory, more than {STARVED_AFTER_LOADS} loads of {model} ({})",
-                estimate(view.scripts_waiting_seconds),
-                estimate(STARVED_AFTER_LOADS * load_seconds(model)),
-            ),
-        })
-        .into_iter()
-        .collect()
 }
 
 #[cfg(test)]

@@ -27,8 +27,8 @@ const CLAIMS: u64 = 2500;
 const CLAIM_US: f64 = 1000.0;
 /// The share of that which DEBUG may cost.
 const SHARE: f64 = 0.05;
-/// Tasks that the real agent runs.
-const TASKS: usize = 150;
+/// Tasks that the real agent runs: seconds, beside which the steps in which `--wait` looks are short.
+const TASKS: usize = 1500;
 /// Between the start of a rig and the first look at its logs, at the least: what is said once at the
 /// start is no part of an hour.
 const SETTLE: Duration = Duration::from_secs(20);

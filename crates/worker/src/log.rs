@@ -1,5 +1,7 @@
 //! The worker's own lines, which go to its agent's log (its standard error).
 
+use std::io::Write as _;
+
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rigor_exec::WorkerArgs;
@@ -64,11 +66,11 @@ impl Log {
     fn line(&self, level: &str, message: &str) {
         let now = Timestamp::now().to_zoned_datetime(TimeZone::system());
         let now = now.strftime("%Y-%m-%dT%H:%M:%S%.3f%:z");
-        // One write, so that the lines of several processes do not mix.
-        eprint!(
-            "{}",
-            format_args!("[{now}] [{}] {level} {message}\n", self.agent)
-        );
+        // Standard error has no buffer: only a finished line goes out in one write, and does not
+        // mix with the lines of other processes.
+        let line = format!("[{now}] [{}] {level} {message}\n", self.agent);
+        // There is nobody left to tell if the agent's log cannot be written.
+        let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
 }
 

@@ -219,7 +219,7 @@ fn one_gpu_is_held_by_a_foreign_process() {
     incident.transcribed();
     incident.tells(
         VICTIM,
-        &format!(r"INFO  Idle \d+s with \d+ queued: vram_short - .*need 3000MB, have \d+MB.*3300 ?MB held by blender \(pid {pid}\)"),
+        &format!(r"INFO  Idle \d+s with \d+ queued: vram_short - .*needs 3000MB, have \d+MB.*3300 ?MB held by blender \(pid {pid}\)"),
     );
     let why = incident.why(&format!(r"gpu-1.*3300 ?MB held by blender \(pid {pid}\)"));
     assert!(why.to_string().contains("\"vram_short\""), "{why}");

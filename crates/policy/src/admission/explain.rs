@@ -192,7 +192,12 @@ pub(super) fn vram(
 ) -> Verdict {
     let mut detail = format!(
         "{what} {}, have {}MB of {}MB",
-        need(vram),
+        // A load is one, tasks are some.
+        if what.starts_with("load of") {
+            need(vram).replacen("need", "needs", 1)
+        } else {
+            need(vram)
+        },
         gpu.available_mb,
         gpu.budget_mb
     );

@@ -465,7 +465,7 @@ fn a_load_needs_a_cold_gpu_an_eligible_agent_and_no_backoff() {
 
     let mut tight = state();
     tight.gpu.as_mut().unwrap().available_mb = 3000;
-    let detail = "load of qwen2.5:7b need 4000MB, have 3000MB of 4915MB, short by 1000MB";
+    let detail = "load of qwen2.5:7b needs 4000MB, have 3000MB of 4915MB, short by 1000MB";
     refuses(&tight, &mine, Refusal::VramShort, detail);
 }
 

@@ -5,6 +5,7 @@ use super::task::running::signs;
 use super::*;
 use crate::span::span_s;
 use rigor_queue::heartbeat::{GpuBeat, Health, LlmBeat, Refusal, Verdict};
+use rigor_queue::reasons::Cause;
 
 /// The answer about an agent or the brain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -113,6 +114,8 @@ fn state(facts: &Facts, agent: &AgentFacts, out: &mut Explanation<AgentVerdict>)
         words.extend(
             component
                 .process
+                // Every writer is in that state for an instant; it tells only of one that is silent.
+                .filter(|state| *state != 'D')
                 .and_then(process_words)
                 .map(|words| format!("its process {words}")),
         );
@@ -176,7 +179,7 @@ fn troubled(
         Liveness::Never | Liveness::Down => {
             out.help.push(help("rigor up", "starts it"));
             out.help.push(logs);
-            let summary = format!("{trouble}. Start it: rigor up");
+            let summary = format!("{}. Start it: rigor up", end(facts, one, trouble));
             return (AgentVerdict::Down, "agent_down".to_owned(), summary);
         }
         Liveness::Recovering => (AgentVerdict::Recovering, "agent_down"),
@@ -195,6 +198,22 @@ fn troubled(
         }
     };
     (verdict, reason.to_owned(), trouble)
+}
+
+/// How an agent that is down came to its end, where its journal says it.
+fn end(facts: &Facts, one: &OneAgent, trouble: String) -> String {
+    let last = one.changes.last();
+    let Some(last) = last.filter(|it| it.cause == Cause::AgentDown && !it.detail.is_empty()) else {
+        return trouble;
+    };
+    match last.detail.strip_prefix("stopped: ") {
+        Some(why) => format!(
+            "{} is down: it was stopped at {} ({why})",
+            one.name,
+            clock(facts, last.since)
+        ),
+        None => format!("{trouble}; {}", last.detail),
+    }
 }
 
 fn answering(

@@ -638,6 +638,22 @@ fn a_dead_a_hung_and_a_stopped_agent_are_told_apart() {
     let dead = "gpu-1 is down: dead since 02:37:00 (its lock is free; last heartbeat 3m ago). \
                 Start it: rigor up";
     agent_says(&facts, &one_agent(), AgentVerdict::Down, dead);
+    let ended = |detail: &str| OneAgent {
+        changes: vec![Reason {
+            since: ago(180),
+            cause: rigor_queue::reasons::Cause::AgentDown,
+            code: None,
+            detail: detail.to_owned(),
+            batches: Vec::new(),
+        }],
+        ..one_agent()
+    };
+    let stopped = "gpu-1 is down: it was stopped at 02:37:00 (SIGTERM received). Start it";
+    let of = ended("stopped: SIGTERM received");
+    agent_says(&facts, &of, AgentVerdict::Down, stopped);
+    let hung = "last heartbeat 3m ago); hung: no heartbeat for 300s, killed by the brain. Start";
+    let of = ended("hung: no heartbeat for 300s, killed by the brain");
+    agent_says(&facts, &of, AgentVerdict::Down, hung);
     facts.agents[0].component.presence = Presence::Recovering;
     agent_says(
         &facts,

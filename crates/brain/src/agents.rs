@@ -202,6 +202,10 @@ impl Agents {
                 || old.verdicts != heartbeat.verdicts
                 || budget(old) != budget(&heartbeat)
         });
+        if known.is_some_and(|old| old.pid != heartbeat.pid) {
+            // What was done to the process before this one says nothing of this one.
+            agent.killed = None;
+        }
         agent.moved = now;
         agent.touched_said = false;
         agent.warned = None;

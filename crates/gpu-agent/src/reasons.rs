@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use rigor_policy::admission::LlmState;
 use rigor_policy::gpu_time;
+use rigor_queue::heartbeat::Health;
+use rigor_queue::presence;
 use rigor_queue::reasons::{Cause, Reason, ReasonLog};
 use rigor_queue::rig::Rig;
 use rigor_queue::task::Class;
@@ -35,7 +37,27 @@ impl Journal {
         {
             tracing::info!("{line}");
         }
-        Journal { log, failing: None }
+        let mut journal = Journal { log, failing: None };
+        journal.note_gap(rig, name);
+        journal
+    }
+
+    /// The last agent ended and nobody wrote it, as when the machine lost its power: what was since
+    /// its last sign of life is no time that it worked.
+    fn note_gap(&mut self, rig: &Rig, name: &str) {
+        let last = self.log.as_ref().and_then(ReasonLog::last);
+        let Some(last) = last.filter(|last| last.cause != Cause::AgentDown) else {
+            return;
+        };
+        let beat = presence::heartbeat(rig, name).ok().flatten();
+        let since = beat.map_or(last.since, |beat| beat.at.max(last.since));
+        self.note(Reason {
+            since,
+            cause: Cause::AgentDown,
+            code: None,
+            detail: "ended without a word, and no brain saw it".to_owned(),
+            batches: Vec::new(),
+        });
     }
 
     fn note(&mut self, mut reason: Reason) {
@@ -101,7 +123,12 @@ impl Agent {
             std::time::Instant::now(),
             self.attempts.of_class(Class::Llm),
         );
-        let cause = gpu_time::cause(self.health().0, &llm, working, Some(&idle));
+        // Whose heartbeat cannot be written cannot use the rig's directory, whatever it could do.
+        let health = match self.beat.failing {
+            Some(_) => Health::Quarantined,
+            None => self.health().0,
+        };
+        let cause = gpu_time::cause(health, &llm, working, Some(&idle));
         let (code, detail) = match (cause, &llm) {
             (Cause::Running, _) => (None, String::new()),
             (

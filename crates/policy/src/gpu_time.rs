@@ -142,10 +142,15 @@ pub fn running_for(spans: &[Span], batch: &str) -> SignedDuration {
 fn in_order(entries: &[Reason]) -> Vec<Reason> {
     let mut ordered: Vec<Reason> = Vec::with_capacity(entries.len());
     for entry in entries {
+        let mut entry = entry.clone();
+        if let Some(last) = ordered.last().filter(|_| entry.cause != Cause::AgentDown) {
+            // A clock that was set back must not erase what was before.
+            entry.since = entry.since.max(last.since);
+        }
         while ordered.last().is_some_and(|last| last.since >= entry.since) {
             ordered.pop();
         }
-        ordered.push(entry.clone());
+        ordered.push(entry);
     }
     ordered
 }

@@ -310,7 +310,9 @@ fn room(view: &View, demand: &Demand, free: usize, now: usize) -> (usize, bool) 
 }
 
 fn serves(agent: &Agent, model: &str) -> bool {
+    // What a paused or too hot agent holds serves nobody.
     agent.alive
+        && agent.health == Health::Healthy
         && match &agent.llm {
             LlmBeat::Hot { model: held, .. } | LlmBeat::Loading { model: held, .. } => {
                 held == model

@@ -287,7 +287,7 @@ fn one_agent_has_a_full_disk() {
     let why = incident.why("gpu-1.*(No space left on device|disk|heartbeat)");
     println!("{why}");
     fs::remove_file(dir.join("filler")).unwrap();
-    incident.ends(Some(Cause::RuntimeFailing), false);
+    incident.ends(Some(Cause::Quarantined), false);
 }
 
 fn filler(rig: &Rig) -> PathBuf {

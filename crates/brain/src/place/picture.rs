@@ -54,7 +54,7 @@ impl Placer {
                 let since = *self.waiting_since.entry(model.clone()).or_insert(now);
                 let served = agents.iter().any(|(_, agent)| {
                     agent.alive && agent.heartbeat.as_ref().is_some_and(|beat| {
-                        matches!(&beat.llm, LlmBeat::Hot { model: held, .. } if *held == model)
+                        beat.health == Health::Healthy && matches!(&beat.llm, LlmBeat::Hot { model: held, .. } if *held == model)
                     })
                 });
                 if served {

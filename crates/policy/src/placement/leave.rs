@@ -64,9 +64,26 @@ pub(super) fn replace(view: &View, demand: &Demand, now: usize) -> Option<Decisi
 /// Nobody is free for a model that nobody holds: take an agent whose model is not needed, or, when
 /// the work has waited long, one whose model is.
 pub(super) fn make_room(view: &View, demand: &Demand) -> Decision {
+    let coming = view.agents.iter().find(|agent| {
+        agent.alive
+            && agent.health == Health::Healthy
+            && agent.cannot.iter().all(|(of, _)| *of != demand.model)
+            && matches!(
+                agent.llm,
+                LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
+            )
+    });
+    // One at a time, or a single task would empty every GPU while the first one drains.
+    if let Some(agent) = coming {
+        return Decision::Keep {
+            model: demand.model.clone(),
+            reason: format!("{} is being freed for it", agent.name),
+        };
+    }
     let could = |agent: &&Agent| {
         agent.alive
-            && matches!(agent.health, Health::Healthy | Health::Constrained)
+            // One that is too hot would give its model away and could not load another.
+            && agent.health == Health::Healthy
             && matches!(&agent.llm, LlmBeat::Hot { model, .. } if *model != demand.model)
             && !agent.cannot.iter().any(|(of, _)| *of == demand.model)
     };
@@ -103,6 +120,9 @@ pub(super) fn make_room(view: &View, demand: &Demand) -> Decision {
                     let why = obstacle(agent, &demand.model).unwrap_or_else(|| {
                         match view.pending.first() {
                             Some(load) => format!("about to load {}", load.model),
+                            None if view.scripts_queued == 0 => {
+                                "is to load another model".to_owned()
+                            }
                             None => format!("kept for {} queued script tasks", view.scripts_queued),
                         }
                     });
@@ -169,7 +189,9 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
     if room_comes {
         return unneeded;
     }
-    let load_seconds = |model: &str| demand(model).map_or(0.0, |demand| demand.load_seconds);
+    // What nothing is queued for ends its last tasks and goes then.
+    let load_seconds =
+        |model: &str| demand(model).map_or(f64::INFINITY, |demand| demand.load_seconds);
     let least = blocking
         .into_iter()
         .filter(|(_, model)| {

@@ -413,3 +413,45 @@ fn a_load_that_only_others_could_take_is_misplaced() {
     }
     assert!(!misplaced(&agents), "nobody could");
 }
+
+#[test]
+fn one_starved_model_frees_one_gpu_alone() {
+    let mut agents = three_cold();
+    for agent in &mut agents {
+        agent.llm = hot("b");
+        agent.llm_running = 1;
+    }
+    let starved = Demand {
+        waiting_seconds: 900.0,
+        ..demand("a", 1)
+    };
+    let mut view = View {
+        models: vec![demand("b", 500), starved],
+        agents,
+        ..View::default()
+    };
+    let unloads = |view: &View| {
+        let decisions = decide(view).into_iter();
+        decisions
+            .filter(|decision| matches!(decision, Decision::Unload { .. }))
+            .count()
+    };
+    assert_eq!(unloads(&view), 1);
+    view.agents[0].llm = LlmBeat::Draining {
+        model: "b".to_owned(),
+    };
+    assert_eq!(unloads(&view), 0, "gpu-1 is on its way");
+}
+
+#[test]
+fn what_a_paused_agent_holds_serves_nobody() {
+    let mut agents = three_cold();
+    agents[0].llm = hot("m");
+    agents[0].health = Health::Paused;
+    let view = View {
+        models: vec![demand("m", 3)],
+        agents,
+        ..View::default()
+    };
+    assert_eq!(loads(&view), [("m".to_owned(), 1, 2)]);
+}

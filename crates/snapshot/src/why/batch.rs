@@ -52,7 +52,8 @@ pub(super) fn read(rig: &Rig, facts: &Facts, id: &str, depth: Depth) -> Result<O
     for beat in facts
         .agents
         .iter()
-        .filter_map(|agent| agent.component.beat.as_ref())
+        // What a dead agent said last runs no more.
+        .filter_map(|agent| agent.component.current())
     {
         for running in beat.running.iter().filter(|running| running.batch == id) {
             let of = |step: &&mut Step| {

@@ -1,12 +1,8 @@
 //! `cargo xtask demo`: a rig of three stand-in GPUs runs an example plan, before your eyes.
 
-mod cluster;
-mod remains;
 mod screen;
-mod state;
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +13,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::own_rig::state::{Batch, Status, Summary};
+use crate::own_rig::{self, OwnRig};
 use crate::{fixtures, workspace};
-use cluster::Cluster;
 use screen::Screen;
-use state::{Batch, Status, Summary};
 
 /// Enough to see that more than one gets work, few enough for two cores.
 const GPUS: u16 = 3;
@@ -67,7 +63,7 @@ pub(crate) fn run(options: &Demo) -> Result<()> {
     }
     let started = Instant::now();
     let rig = target.join("demo-rig");
-    let mut cluster = Cluster::new(&rig)?;
+    let mut cluster = OwnRig::new(&rig)?;
     cluster.clear()?;
     introduce(model.as_deref());
     cluster.rigor(&[
@@ -84,7 +80,7 @@ pub(crate) fn run(options: &Demo) -> Result<()> {
         "--llama-server".as_ref(),
         fixtures.llama_server.as_os_str(),
         "--port".as_ref(),
-        free_ports(GPUS)?.to_string().as_ref(),
+        own_rig::free_ports(GPUS)?.to_string().as_ref(),
     ])?;
 
     let played = play(options, &mut cluster, &interrupted, started);
@@ -103,7 +99,7 @@ pub(crate) fn run(options: &Demo) -> Result<()> {
 
 fn play(
     options: &Demo,
-    cluster: &mut Cluster,
+    cluster: &mut OwnRig,
     interrupted: &AtomicBool,
     started: Instant,
 ) -> Result<()> {
@@ -172,7 +168,7 @@ fn play(
 
 /// Shows the batch until it is over.
 fn watch(
-    cluster: &mut Cluster,
+    cluster: &mut OwnRig,
     id: &str,
     interrupted: &AtomicBool,
     started: Instant,
@@ -286,15 +282,6 @@ fn alone(target: &Path) -> Result<File> {
         );
     }
     Ok(file)
-}
-
-/// The first of `count` ports in a row that nobody listens on.
-fn free_ports(count: u16) -> Result<u16> {
-    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    (11_435..30_000)
-        .step_by(usize::from(count))
-        .find(|first| (*first..first + count).all(is_free))
-        .context("no free ports on 127.0.0.1")
 }
 
 fn pause(interrupted: &AtomicBool) -> Result<()> {

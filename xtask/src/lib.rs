@@ -1,4 +1,4 @@
-//! Development tasks: demo, test, ci, tidy, bench, simulate, cluster-up, cluster-down, fixtures.
+//! Development tasks: demo, test, ci, tidy, bench, simulate, gpu-smoke, cluster-up, cluster-down, fixtures.
 //!
 //! Depends on no crate of the workspace: it has to work while one of them does not compile.
 
@@ -7,7 +7,9 @@ mod ci;
 mod cluster;
 mod demo;
 pub mod fixtures;
+mod gpu_smoke;
 mod launch;
+mod own_rig;
 mod simulate;
 mod test;
 mod tidy;
@@ -35,6 +37,9 @@ enum Task {
     Ci,
     /// Check the rules of the house that no compiler knows.
     Tidy,
+    /// Try everything once on this machine's GPU, with the real NVML and a real LLM runtime, and
+    /// write a report.
+    GpuSmoke(gpu_smoke::GpuSmoke),
     /// Run benchmarks, print their figures and write them to bench/results; see docs/performance.md.
     Bench(bench::Bench),
     /// Run the placement policy over traces of work in simulated time; see docs/simulation.md.
@@ -77,6 +82,7 @@ pub fn run() -> ExitCode {
         Task::Test { filters } => test::run(&filters),
         Task::Ci => ci::run(),
         Task::Tidy => tidy::run(),
+        Task::GpuSmoke(options) => gpu_smoke::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Simulate { arguments } => simulate::run(&arguments),
         Task::ClusterUp { rig, sim_gpus } => cluster::up(&rig, sim_gpus),

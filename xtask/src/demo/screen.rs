@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::state::{Agent, Batch};
+use crate::own_rig::state::{Agent, Batch};
 
 /// Between two lines where they cannot move.
 const LINE_EVERY: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! What of a demo still runs, whatever became of its parents: found by a mark in the environment
-//! that every process of it inherits.
+//! What of a run still lives, whatever became of its parents: found by a mark in the environment
+//! that each of its processes inherits.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The variable; its value is the rig's folder.
-pub(super) const MARK: &str = "RIGOR_DEMO_RIG";
+pub(crate) const MARK: &str = "RIGOR_XTASK_RIG";
 
 /// How long the kernel may take to end what was killed.
 const AFTER_KILL: Duration = Duration::from_secs(5);
 
 /// A process that was found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Remain {
+pub(crate) struct Remain {
     pid: i32,
     command: String,
 }
@@ -28,7 +28,7 @@ impl std::fmt::Display for Remain {
 }
 
 /// The living processes that bear the mark of this rig; zombies are dead.
-pub(super) fn find(rig: &Path) -> Vec<Remain> {
+pub(crate) fn find(rig: &Path) -> Vec<Remain> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -49,7 +49,7 @@ pub(super) fn find(rig: &Path) -> Vec<Remain> {
 }
 
 /// Kills them, again and again until none is left. Returns who was there, and whether all are gone.
-pub(super) fn kill(rig: &Path) -> (Vec<Remain>, bool) {
+pub(crate) fn kill(rig: &Path) -> (Vec<Remain>, bool) {
     let first = find(rig);
     let deadline = Instant::now() + AFTER_KILL;
     loop {

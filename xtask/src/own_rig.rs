@@ -1,8 +1,13 @@
-//! The rig of the demo: its folder, its programs as children of this process, and their end.
+//! A rig of our own, for `demo` and `gpu-smoke`: its folder, its programs as children of this
+//! process, and their end.
+
+mod remains;
+pub(crate) mod state;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -11,9 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal};
 
-use super::remains;
-use super::state::Status;
 use crate::{launch, workspace};
+use state::Status;
 
 /// How long a program may take to finish what it does, and then again to stop at once.
 const STOP_MOST: Duration = Duration::from_secs(15);
@@ -23,7 +27,7 @@ const KILL_MOST: Duration = Duration::from_secs(5);
 const TAIL_LINES: usize = 12;
 
 /// A rig whose programs end with it.
-pub(super) struct Cluster {
+pub(crate) struct OwnRig {
     rig: PathBuf,
     rigor: PathBuf,
     running: Vec<Program>,
@@ -34,17 +38,17 @@ struct Program {
     child: Child,
 }
 
-impl Cluster {
-    pub(super) fn new(rig: &Path) -> Result<Cluster> {
-        Ok(Cluster {
+impl OwnRig {
+    pub(crate) fn new(rig: &Path) -> Result<OwnRig> {
+        Ok(OwnRig {
             rig: rig.to_owned(),
             rigor: workspace::program("rigor")?,
             running: Vec::new(),
         })
     }
 
-    /// Stops what runs of an earlier demo and removes its rig.
-    pub(super) fn clear(&self) -> Result<()> {
+    /// Stops what runs of an earlier run and removes its rig.
+    pub(crate) fn clear(&self) -> Result<()> {
         let meta = match fs::symlink_metadata(&self.rig) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             meta => meta.with_context(|| format!("cannot look at {}", self.rig.display()))?,
@@ -56,26 +60,26 @@ impl Cluster {
             // Somebody may have started it by hand.
             let down = self.rigor(&["down".as_ref(), "--grace".as_ref(), "5s".as_ref()]);
             if let Err(error) = down {
-                eprintln!("xtask: the rig of the last demo: {error:#}");
+                eprintln!("xtask: the rig of the last run: {error:#}");
             }
         }
         if let (left, false) = remains::kill(&self.rig) {
             bail!(
-                "processes of the last demo cannot be killed: {}",
+                "processes of the last run cannot be killed: {}",
                 listed(&left)
             );
         }
         fs::remove_dir_all(&self.rig)
-            .with_context(|| format!("cannot remove the last demo's rig {}", self.rig.display()))
+            .with_context(|| format!("cannot remove the last run's rig {}", self.rig.display()))
     }
 
     /// Runs `rigor` on the rig to its end and returns what it printed.
-    pub(super) fn rigor(&self, words: &[&OsStr]) -> Result<String> {
+    pub(crate) fn rigor(&self, words: &[&OsStr]) -> Result<String> {
         let output = Command::new(&self.rigor)
             .arg("--rig")
             .arg(&self.rig)
             .args(words)
-            .current_dir(workspace::root())
+            .current_dir(self.rig.parent().unwrap_or(&self.rig))
             .env(remains::MARK, &self.rig)
             .stdin(Stdio::null())
             .output()
@@ -95,13 +99,13 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    pub(super) fn status(&self) -> Result<Status> {
+    pub(crate) fn status(&self) -> Result<Status> {
         let text = self.rigor(&["status".as_ref(), "--json".as_ref()])?;
         serde_json::from_str(&text).context("`rigor status --json` printed something unknown")
     }
 
     /// Starts a program of the rig: its name and its words before `--rig`.
-    pub(super) fn start(&mut self, name: &str, words: &[&str]) -> Result<()> {
+    pub(crate) fn start(&mut self, name: &str, words: &[&str]) -> Result<()> {
         let (program, words) = words.split_first().context("no program is named")?;
         let mut line: Vec<OsString> = vec![workspace::program(program)?.into()];
         line.extend(words.iter().map(Into::into));
@@ -127,8 +131,40 @@ impl Cluster {
         Ok(())
     }
 
+    /// Kills a program as a crash would, and waits for its end; what it started lives on.
+    pub(crate) fn crash(&mut self, name: &str) -> Result<()> {
+        let at = self
+            .running
+            .iter()
+            .position(|program| program.name == name)
+            .with_context(|| format!("{name} does not run"))?;
+        let mut program = self.running.remove(at);
+        program
+            .child
+            .kill()
+            .with_context(|| format!("cannot kill {name}"))?;
+        program
+            .child
+            .wait()
+            .with_context(|| format!("cannot wait for {name}"))?;
+        Ok(())
+    }
+
+    /// Asks one program to end, and waits.
+    pub(crate) fn stop_one(&mut self, name: &str) -> Result<()> {
+        let (mut one, others) = self
+            .running
+            .drain(..)
+            .partition(|program| program.name == name);
+        self.running = others;
+        match stop_all(&mut one).is_empty() {
+            true => Ok(()),
+            false => bail!("{name} did not stop and was killed"),
+        }
+    }
+
     /// Fails where a program has ended by itself.
-    pub(super) fn check_alive(&mut self) -> Result<()> {
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
         for program in &mut self.running {
             let status = program
                 .child
@@ -143,7 +179,7 @@ impl Cluster {
 
     /// Stops the agents, then the brain, and makes sure that nothing is left. What had to be
     /// killed is an error.
-    pub(super) fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         let (mut brain, mut agents): (Vec<Program>, Vec<Program>) = self
             .running
             .drain(..)
@@ -164,7 +200,7 @@ impl Cluster {
     }
 
     /// The ends of what the programs wrote.
-    pub(super) fn print_log_tails(&self) {
+    pub(crate) fn print_log_tails(&self) {
         let Ok(entries) = fs::read_dir(self.rig.join("logs")) else {
             return;
         };
@@ -191,7 +227,7 @@ impl Cluster {
 }
 
 /// A panic must leave nothing running either.
-impl Drop for Cluster {
+impl Drop for OwnRig {
     fn drop(&mut self) {
         for program in &mut self.running {
             // What has ended already is as it should be.
@@ -202,6 +238,15 @@ impl Drop for Cluster {
             remains::kill(&self.rig);
         }
     }
+}
+
+/// The first of `count` ports in a row that nobody listens on.
+pub(crate) fn free_ports(count: u16) -> Result<u16> {
+    let is_free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (11_435..30_000)
+        .step_by(usize::from(count))
+        .find(|first| (*first..first + count).all(is_free))
+        .context("no free ports on 127.0.0.1")
 }
 
 /// Asks, insists, kills. Returns the names of those that were killed.

@@ -1,22 +1,34 @@
 //! What must hold of a rig when nothing of it runs any more, whatever was done to it before.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rigor_queue::lane::Lane;
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::Outcome;
-use rigor_queue::rig::{RIG_BATCH, Rig};
+use rigor_queue::rig::{Place, RIG_BATCH, Rig};
 use rigor_queue::task::Class;
-use rigor_queue::{records, submit};
+use rigor_queue::{claim, records, submit};
 use walkdir::WalkDir;
 
+use crate::driver::{self, Operation};
 use crate::{journal, processes};
 
+/// Of a lane with more files than this only so many are read, evenly spread.
+const READ_MOST: usize = 2_000;
+
 /// Checks the rig at `root`, and the plans under `plans`. Returns everything that is wrong.
-/// Temporary files may be as old as `litter_age`.
-pub fn check(root: &Path, rig_id: &str, plans: &Path, litter_age: Duration) -> Vec<String> {
+/// Temporary files may be as old as `litter_age`; the tasks `acknowledged` were acknowledged to
+/// somebody.
+pub fn check(
+    root: &Path,
+    rig_id: &str,
+    plans: &Path,
+    litter_age: Duration,
+    acknowledged: &[TaskId],
+) -> Vec<String> {
     let mut wrong = Vec::new();
     for process in processes::of_rig(root, rig_id) {
         wrong.push(format!("a process is left: {process:?}"));
@@ -29,19 +41,80 @@ pub fn check(root: &Path, rig_id: &str, plans: &Path, litter_age: Duration) -> V
             wrong.extend(more_than_one_lane(&places));
             wrong.extend(lost(&rig, &places));
             wrong.extend(without_result(&rig, &places));
+            wrong.extend(forgotten(&places, acknowledged));
+            wrong.extend(half_written(&rig, &places));
+            wrong.extend(without_reason(&rig));
         }
         Err(error) => wrong.push(error.to_string()),
     }
     wrong
 }
 
+/// Checks a rig of the [`driver`]: what it makes is whole, and nobody has cleaned up yet.
+pub fn check_driver(root: &Path, operation: Operation, acknowledged: &[TaskId]) -> Vec<String> {
+    let old = Duration::from_secs(60);
+    let mut wrong = check(
+        root,
+        driver::RIG_ID,
+        Path::new("/nowhere"),
+        old,
+        acknowledged,
+    );
+    // An expansion is there whole (then the manifest names all of it) or not at all.
+    let waiting = root.join("tasks/waiting").join(driver::BATCH);
+    if matches!(operation, Operation::ExpandFew | Operation::ExpandMany) && waiting.is_dir() {
+        for entry in fs::read_dir(&waiting).expect("read a batch").flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let whole = operation.expands_to();
+            let there = fs::read_dir(entry.path()).expect("read an expansion");
+            let there = there
+                .flatten()
+                .filter(|entry| !is_hidden(&entry.file_name()));
+            let count = there.count();
+            if !name.starts_with('.') && count != whole {
+                wrong.push(format!(
+                    "{count} of {whole} tasks of an expansion are there"
+                ));
+            }
+        }
+    }
+    wrong
+}
+
+/// Those of the tasks whose newest attempt has a valid record that says that it succeeded.
+pub fn finished(root: &Path, ids: &[TaskId]) -> Vec<TaskId> {
+    let rig = Rig::open(root).expect("open the rig");
+    let places = places(&rig);
+    let succeeded = |id: &&TaskId| {
+        let name = places
+            .get(id)
+            .and_then(|found| found.first())
+            .map(|it| it.1);
+        name.is_some_and(|name| {
+            let record = records::read(&rig, driver::BATCH, name.id, name.attempt);
+            record.is_ok_and(|it| it.is_some_and(|it| it.outcome == Outcome::Succeeded))
+        })
+    };
+    ids.iter().filter(succeeded).copied().collect()
+}
+
+/// Whether a task is in one of these lanes.
+pub fn is_in(root: &Path, id: TaskId, lanes: &[Lane]) -> bool {
+    let rig = Rig::open(root).expect("open the rig");
+    let places = places(&rig);
+    let found = places.get(&id).map(Vec::as_slice).unwrap_or_default();
+    found.iter().any(|(lane, ..)| lanes.contains(lane))
+}
+
 /// Where each task file lies.
-type Places = BTreeMap<TaskId, Vec<(Lane, FileName, String)>>;
+type Places = BTreeMap<TaskId, Vec<(Lane, FileName, PathBuf)>>;
 
 fn places(rig: &Rig) -> Places {
     let mut places = Places::new();
     for lane in Lane::ALL {
-        for entry in WalkDir::new(rig.lane_dir(lane)).into_iter().flatten() {
+        let shown = |entry: &walkdir::DirEntry| !is_hidden(entry.file_name());
+        let entries = WalkDir::new(rig.lane_dir(lane)).into_iter();
+        for entry in entries.filter_entry(shown).flatten() {
             let name = entry
                 .file_name()
                 .to_str()
@@ -49,12 +122,8 @@ fn places(rig: &Rig) -> Places {
             let Some(name): Option<FileName> = name else {
                 continue;
             };
-            let folder = entry.path().parent().and_then(|path| path.file_name());
-            let folder = folder.unwrap_or_default().to_string_lossy().into_owned();
-            places
-                .entry(name.id)
-                .or_default()
-                .push((lane, name, folder));
+            let found = (lane, name, entry.into_path());
+            places.entry(name.id).or_default().push(found);
         }
     }
     places
@@ -71,7 +140,11 @@ fn lost(rig: &Rig, places: &Places) -> Vec<String> {
     let mut wrong = Vec::new();
     for batch in rig.subdirs(Lane::Waiting).expect("read the batches") {
         let dir = rig.lane_dir(Lane::Waiting).join(&batch);
-        for entry in std::fs::read_dir(dir).expect("read a batch").flatten() {
+        for entry in fs::read_dir(dir).expect("read a batch").flatten() {
+            // What is not finished is not there.
+            if is_hidden(&entry.file_name()) {
+                continue;
+            }
             let task = entry.file_name().to_string_lossy().into_owned();
             let manifest = match submit::manifest(rig, &batch, &task) {
                 Ok(manifest) => manifest.unwrap_or_default(),
@@ -90,11 +163,81 @@ fn lost(rig: &Rig, places: &Places) -> Vec<String> {
     wrong
 }
 
+/// Tasks that somebody was told of and that are in no lane.
+fn forgotten(places: &Places, acknowledged: &[TaskId]) -> Vec<String> {
+    let gone = acknowledged.iter().filter(|id| !places.contains_key(id));
+    gone.map(|id| format!("{id} was acknowledged and is in no lane"))
+        .collect()
+}
+
+/// Task files that can be seen and are not whole.
+fn half_written(rig: &Rig, places: &Places) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let files = places.values().flatten();
+    let live = files.filter(|(lane, ..)| *lane != Lane::Quarantine);
+    let apart = live.clone().count().div_ceil(READ_MOST).max(1);
+    for (n, (lane, name, path)) in live.enumerate() {
+        if fs::symlink_metadata(path).is_ok_and(|meta| meta.len() == 0) {
+            wrong.push(format!("{} has 0 bytes", path.display()));
+            continue;
+        }
+        let folder = folder(path);
+        let above = path.parent().map(self::folder).unwrap_or_default();
+        let place = match lane {
+            Lane::Waiting => Some(Place::Waiting {
+                batch: &above,
+                task: &folder,
+            }),
+            Lane::Queue => Class::parse(&folder).map(Place::Queue),
+            Lane::Processing => Some(Place::Processing(&folder)),
+            Lane::Retry => Some(Place::Retry(&folder)),
+            Lane::Complete => Some(Place::Complete(&folder)),
+            Lane::Failed => Some(Place::Failed(&folder)),
+            Lane::Cancelled => Some(Place::Cancelled(&folder)),
+            Lane::Quarantine => None,
+        };
+        let place = place.filter(|_| n % apart == 0);
+        if let Some(Err(error)) = place.map(|place| claim::peek(rig, place, name)) {
+            wrong.push(format!("in {lane}: {error}"));
+        }
+    }
+    wrong
+}
+
+/// The name of the directory that something lies in.
+fn folder(path: &Path) -> String {
+    let folder = path.parent().and_then(Path::file_name);
+    folder.unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// What lies in quarantine without a whole note that says why.
+fn without_reason(rig: &Rig) -> Vec<String> {
+    let dir = rig.dir(Place::Quarantine);
+    let mut wrong = Vec::new();
+    for entry in fs::read_dir(&dir).expect("read the quarantine").flatten() {
+        let file = entry.file_name().to_string_lossy().into_owned();
+        if file.ends_with(".reason") {
+            continue;
+        }
+        let note = fs::read_to_string(dir.join(format!("{file}.reason"))).unwrap_or_default();
+        let said: Option<serde_json::Value> = serde_json::from_str(&note).ok();
+        if said.is_none_or(|said| said["reason"].as_str().is_none_or(str::is_empty)) {
+            wrong.push(format!("{file} in quarantine has no reason: {note:?}"));
+        }
+    }
+    wrong
+}
+
+fn is_hidden(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with('.')
+}
+
 /// Tasks that are over with no record that says how, or with one that says otherwise.
 fn without_result(rig: &Rig, places: &Places) -> Vec<String> {
     let mut wrong = Vec::new();
     for found in places.values() {
-        for (lane, name, batch) in found {
+        for (lane, name, path) in found {
+            let batch = &folder(path);
             let newest = match lane {
                 Lane::Complete | Lane::Failed | Lane::Cancelled => newest_record(rig, batch, name),
                 _ => continue,
@@ -166,87 +309,172 @@ fn overlaps(plans: &Path) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::process::{Command, Stdio};
 
-    use rigor_queue::rig::Place;
+    use rigor_queue::record::AttemptRecord;
+    use rigor_queue::submit::Durability;
+    use rigor_queue::task::TaskSpec;
 
     use super::*;
+    use crate::tasks;
 
-    /// A checker that finds nothing would let every case pass.
-    #[test]
-    fn everything_that_is_wrong_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let (root, plans) = (dir.path().join("rig"), dir.path().join("plans"));
-        let rig = Rig::create(&root).unwrap();
-        rig.prepare_batch("b").unwrap();
-        let id = |n: u8| TaskId::derive("b", "t", Some(&n.to_string()));
-        let name =
-            |n: u8| FileName::first(5, n.into(), rigor_queue::name::Shape(0), id(n)).to_string();
-        let check = || check(&root, "testrig", &plans, Duration::ZERO).join("\n");
-        let waiting = rig.dir(Place::Waiting {
-            batch: "b",
-            task: "t",
-        });
-        fs::create_dir_all(&waiting).unwrap();
-        let manifest: String = (1..=2)
-            .map(|n| format!("{{\"id\":\"{}\"}}\n", id(n)))
-            .collect();
-        fs::write(waiting.join(".items.jsonl"), manifest).unwrap();
-        for n in 1..=2 {
-            fs::write(waiting.join(name(n)), "").unwrap();
+    /// A rig with two waiting tasks of one expansion, in which nothing is wrong.
+    struct Sound {
+        _dir: tempfile::TempDir,
+        rig: Rig,
+        plans: PathBuf,
+        specs: Vec<TaskSpec>,
+    }
+
+    impl Sound {
+        fn new() -> Sound {
+            let dir = tempfile::tempdir().unwrap();
+            let rig = Rig::create(&dir.path().join("rig")).unwrap();
+            rig.prepare_batch("b").unwrap();
+            let specs: Vec<TaskSpec> = ["1", "2"]
+                .map(|item| tasks::spec("b", "t", Some(item), "true"))
+                .into();
+            let all = (1..)
+                .zip(&specs)
+                .map(|(n, spec)| (name(n, spec), spec.clone()));
+            submit::expand(&rig, "b", "t", all, Durability::Process).unwrap();
+            let sound = Sound {
+                plans: dir.path().join("plans"),
+                _dir: dir,
+                rig,
+                specs,
+            };
+            assert_eq!(sound.check(), "");
+            sound
         }
-        assert_eq!(check(), "");
 
-        fs::remove_file(waiting.join(name(1))).unwrap();
-        assert!(
-            check().contains(&format!("{} (t of b) is in no lane", id(1))),
-            "{}",
-            check()
-        );
-        fs::write(waiting.join(name(1)), "").unwrap();
+        fn check(&self) -> String {
+            let ids: Vec<TaskId> = self.specs.iter().map(|spec| spec.id).collect();
+            check(
+                self.rig.root(),
+                "testrig",
+                &self.plans,
+                Duration::ZERO,
+                &ids,
+            )
+            .join("\n")
+        }
 
-        let queued = rig.dir(Place::Queue(Class::Cpu)).join(name(2));
-        fs::write(&queued, "").unwrap();
-        assert!(
-            check().contains(&format!("{} is in 2 places", id(2))),
-            "{}",
-            check()
-        );
-        fs::remove_file(&queued).unwrap();
+        #[track_caller]
+        fn finds(&self, what: &str) {
+            assert!(
+                self.check().contains(what),
+                "not {what:?}: {}",
+                self.check()
+            );
+        }
 
-        let complete = rig.dir(Place::Complete("b")).join(name(2));
-        fs::rename(waiting.join(name(2)), &complete).unwrap();
-        assert!(check().contains("has no record"), "{}", check());
-        fs::rename(&complete, waiting.join(name(2))).unwrap();
+        fn waiting(&self, n: usize) -> PathBuf {
+            let place = Place::Waiting {
+                batch: "b",
+                task: "t",
+            };
+            self.rig.path(place, &self.name(n))
+        }
 
-        let litter = root.join("agents/.new-abc");
-        fs::write(&litter, "").unwrap();
-        assert!(check().contains("litter: "), "{}", check());
-        fs::remove_file(&litter).unwrap();
+        fn name(&self, n: usize) -> FileName {
+            name(n as u64 + 1, &self.specs[n])
+        }
+    }
 
-        let plan = plans.join("p");
+    fn name(n: u64, spec: &TaskSpec) -> FileName {
+        FileName::first(spec.priority, n, spec.shape(), spec.id)
+    }
+
+    // A checker that finds nothing would let every case pass.
+
+    #[test]
+    fn a_lost_task_is_found() {
+        let sound = Sound::new();
+        let id = sound.specs[0].id;
+        fs::remove_file(sound.waiting(0)).unwrap();
+        sound.finds(&format!("{id} (t of b) is in no lane"));
+        sound.finds(&format!("{id} was acknowledged and is in no lane"));
+    }
+
+    #[test]
+    fn a_task_in_two_lanes_is_found() {
+        let sound = Sound::new();
+        let queued = sound.rig.path(Place::Queue(Class::Cpu), &sound.name(1));
+        fs::copy(sound.waiting(1), &queued).unwrap();
+        sound.finds(&format!("{} is in 2 places", sound.specs[1].id));
+    }
+
+    #[test]
+    fn what_is_half_written_is_found() {
+        let sound = Sound::new();
+        let text = fs::read(sound.waiting(0)).unwrap();
+        fs::write(sound.waiting(0), "").unwrap();
+        sound.finds("has 0 bytes");
+        fs::write(sound.waiting(0), &text[..text.len() / 2]).unwrap();
+        sound.finds("in waiting: ");
+        fs::write(sound.waiting(0), &text).unwrap();
+        assert_eq!(sound.check(), "");
+    }
+
+    #[test]
+    fn an_end_without_a_record_and_one_that_says_otherwise_are_found() {
+        let sound = Sound::new();
+        let complete = sound.rig.path(Place::Complete("b"), &sound.name(0));
+        fs::rename(sound.waiting(0), &complete).unwrap();
+        sound.finds("has no record");
+        let lost = Outcome::Lost {
+            reason: "its agent died".to_owned(),
+        };
+        let record = AttemptRecord::without_worker("a", &sound.name(0), &sound.specs[0], lost);
+        records::write_new(&sound.rig, &record).unwrap();
+        sound.finds("is in complete, and its newest record");
+    }
+
+    #[test]
+    fn quarantine_without_a_reason_is_found() {
+        let sound = Sound::new();
+        let dir = sound.rig.dir(Place::Quarantine);
+        fs::write(dir.join("strange"), "?").unwrap();
+        sound.finds("strange in quarantine has no reason");
+        fs::write(dir.join("strange.reason"), "{\"reason\":\"\"}\n").unwrap();
+        sound.finds("strange in quarantine has no reason");
+        fs::write(dir.join("strange.reason"), "{\"reason\":\"why\"}\n").unwrap();
+        assert_eq!(sound.check(), "");
+    }
+
+    #[test]
+    fn litter_is_found() {
+        let sound = Sound::new();
+        fs::write(sound.rig.root().join("agents/.new-abc"), "").unwrap();
+        sound.finds("litter: ");
+    }
+
+    #[test]
+    fn attempts_that_overlap_are_found() {
+        let sound = Sound::new();
+        let plan = sound.plans.join("p");
         fs::create_dir_all(&plan).unwrap();
         let journal = "x 1 start 10.0 a\nx 2 start 11.0 b\nx 1 tick 11.5 a\nx 2 stop 12.0 b\n";
         fs::write(plan.join(journal::FILE), journal).unwrap();
-        assert!(
-            check().contains("two attempts ran at the same time"),
-            "{}",
-            check()
-        );
+        sound.finds("two attempts ran at the same time");
         fs::write(plan.join(journal::FILE), journal.replace("11.5", "10.5")).unwrap();
-        assert_eq!(check(), "");
+        assert_eq!(sound.check(), "");
+    }
 
+    #[test]
+    fn processes_that_are_left_are_found() {
+        let sound = Sound::new();
         let mut left = Command::new("sleep")
             .arg("60")
             .env("RIGOR_COOKIE", "testrig:0000000000000001.a1")
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        let found = check();
+        let found = sound.check();
         left.kill().unwrap();
         left.wait().unwrap();
         assert!(found.contains("a process is left"), "{found}");
-        assert_eq!(check(), "");
+        assert_eq!(sound.check(), "");
     }
 }

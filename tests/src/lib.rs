@@ -6,6 +6,7 @@
 //! and prints the ends of the logs instead.
 
 pub mod checker;
+pub mod driver;
 pub mod incident;
 pub mod journal;
 pub mod lines;
@@ -13,5 +14,7 @@ pub mod mounts;
 pub mod parts;
 pub mod processes;
 mod rig;
+pub mod sweep;
+pub mod tasks;
 
 pub use rig::{Output, PATIENCE, Rig, Setup, wait_until};

@@ -1,5 +1,6 @@
 //! A rig in a temporary directory.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -59,6 +60,8 @@ pub struct Rig {
     id: String,
     children: BTreeMap<String, Child>,
     litter_age: Duration,
+    /// Batches whose submission was acknowledged.
+    submitted: RefCell<Vec<String>>,
 }
 
 /// What a program said.
@@ -154,6 +157,24 @@ impl Rig {
     pub fn spawn_with(&mut self, name: &str, env: &[(&str, &str)]) {
         let mut command = self.component(name);
         command.envs(env.iter().copied());
+        self.spawn_command(name, command);
+    }
+
+    /// The same under another program: `wrapper` are its words, which must leave the process that
+    /// it starts in its own place.
+    pub fn spawn_under(&mut self, wrapper: &[&str], name: &str) {
+        let inner = self.component(name);
+        let mut command = Command::new(wrapper[0]);
+        command
+            .args(&wrapper[1..])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .env(processes::MARK, self.root())
+            .stdin(Stdio::null());
+        self.spawn_command(name, command);
+    }
+
+    fn spawn_command(&mut self, name: &str, mut command: Command) {
         let out = |kind| {
             let path = self.dir.path().join(format!("{name}.{kind}"));
             File::create(path).expect("make a file")
@@ -316,7 +337,9 @@ impl Rig {
         let plan = plan.to_str().expect("a path in UTF-8");
         let output = self.rigor(&[&["submit", plan], words].concat());
         assert_eq!(output.code, 0, "{}", output.stderr);
-        output.stdout.trim_end().to_owned()
+        let batch = output.stdout.trim_end().to_owned();
+        self.submitted.borrow_mut().push(batch.clone());
+        batch
     }
 
     /// Waits until a batch is over and returns the exit code of `rigor wait`.
@@ -579,6 +602,7 @@ impl Setup {
             id,
             children: BTreeMap::new(),
             litter_age: Duration::ZERO,
+            submitted: RefCell::default(),
         }
     }
 }
@@ -591,11 +615,18 @@ impl Drop for Rig {
             return self.kill_everything();
         }
         let mut wrong: Vec<String> = self.stop().err().into_iter().collect();
+        let submitted = self.submitted.borrow();
+        let plans: Vec<TaskId> = submitted
+            .iter()
+            .map(|batch| TaskId::derive(batch, "_plan", None))
+            .collect();
+        drop(submitted);
         wrong.extend(checker::check(
             self.root(),
             &self.id,
             &self.plans(),
             self.litter_age,
+            &plans,
         ));
         if !wrong.is_empty() {
             self.print_tails();

@@ -6,6 +6,7 @@
 
 mod report;
 mod setup;
+mod shared_rig;
 mod steps;
 
 use std::fs;
@@ -19,6 +20,7 @@ use crate::own_rig::OwnRig;
 use crate::{fixtures, workspace};
 use report::{Outcome, Report};
 use setup::Runtime;
+use shared_rig::Smoke;
 
 /// Options of `cargo xtask gpu-smoke`.
 #[derive(Args)]
@@ -71,7 +73,7 @@ pub(crate) fn run(options: &GpuSmoke) -> Result<()> {
     setup::make(&own, &rig, &runtime, options)?;
 
     let mut report = Report::new(options.simulated, runtime.name());
-    let mut smoke = steps::Smoke::new(&mut own, &rig, &out, options, &runtime)?;
+    let mut smoke = Smoke::new(&mut own, &rig, &out, options, &runtime)?;
     for (name, step) in steps::ALL {
         let began = Instant::now();
         let outcome =

@@ -45,7 +45,8 @@ enum Task {
     /// Run the placement policy over traces of work in simulated time; see docs/simulation.md.
     #[command(disable_help_flag = true)]
     Simulate {
-        /// What the simulator is told: `--all --check`, or traces; `--help` shows all.
+        /// What the simulator is told: `--all --check`, or traces; `--help` shows all. `--live` runs
+        /// traces on a real rig too, see `--live --help`.
         #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
         arguments: Vec<String>,
     },

@@ -117,9 +117,9 @@ impl Agents {
                 }
                 brain.rig.prepare_agent(&name)?;
                 // Its heartbeats and claims wake the brain from now on.
-                brain.watcher.watch(&dir)?;
+                brain.watch(&dir);
                 let processing = brain.rig.dir(Place::Processing(&name));
-                brain.watcher.watch(&processing)?;
+                brain.watch(&processing);
                 // Listed after it is watched: a claim in between is not missed.
                 let names = brain.rig.list(Place::Processing(&name))?.names;
                 brain

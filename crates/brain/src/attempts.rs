@@ -23,6 +23,8 @@ use crate::context::Context;
 pub(crate) struct Attempts {
     running: Vec<Running>,
     unsettled: Vec<(FileName, AttemptRecord)>,
+    /// The last commit failed: what it was for is written anew.
+    uncommitted: bool,
     unstarted: Vec<(FileName, String)>,
     containment: Containment,
     sampler: Sampler,
@@ -49,6 +51,7 @@ impl Attempts {
         Attempts {
             running: Vec::new(),
             unsettled: Vec::new(),
+            uncommitted: false,
             unstarted: Vec::new(),
             sampler: Sampler::new(containment.clone()),
             containment,
@@ -167,7 +170,15 @@ impl Attempts {
             .iter()
             .map(|(_, record)| (record.batch.clone(), record.id, record.attempt))
             .collect();
+        if self.uncommitted {
+            // A second fsync of the same bytes would say nothing.
+            for (_, record) in &self.unsettled {
+                records::replace(&brain.rig, record)?;
+            }
+        }
+        self.uncommitted = true;
         records::commit(&brain.rig, &ended, brain.durability)?;
+        self.uncommitted = false;
         while let Some((name, record)) = self.unsettled.last() {
             match rigor_exec::finish(&brain.rig, BRAIN, name, record) {
                 Ok(_) => {}

@@ -1,5 +1,6 @@
 //! One active batch: carries out what its graph decides, in files.
 
+mod copies;
 mod ends;
 mod operator;
 mod steps;
@@ -15,8 +16,8 @@ use rigor_plan::Plan;
 use rigor_policy::retry::{self, AfterFailure, FailedAttempt};
 use rigor_queue::claim::{self, Held, Moved, Opened};
 use rigor_queue::lane::{Lane, Move};
-use rigor_queue::name::{FileName, TaskId};
-use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
+use rigor_queue::name::{FileName, Shape, TaskId};
+use rigor_queue::record::{AttemptRecord, FailureKind, GpuMemory, Outcome};
 use rigor_queue::rig::{BRAIN, Place};
 use rigor_queue::task::{Class, TaskSpec, Work};
 use rigor_queue::{presence, records, submit};
@@ -103,7 +104,7 @@ impl Batch {
                     std::fs::create_dir_all(&path)
                         .with_context(|| format!("make {}", path.display()))?;
                 }
-                brain.watch_batch(&spec.batch)?;
+                brain.watch_batch(&spec.batch);
                 Ok(())
             });
         if let Err(error) = prepared {
@@ -155,35 +156,42 @@ impl Batch {
     /// life, so that a task that moves on meanwhile is met again, not missed.
     fn restore(&mut self, brain: &mut Brain) -> Result<()> {
         let rig = brain.rig.clone();
-        let mut standing: BTreeMap<TaskId, (FileName, State)> = BTreeMap::new();
-        let mut note = |names: Vec<FileName>, state: State| {
-            for name in names {
-                standing.insert(name.id, (name, state));
-            }
-        };
         // First what any other lane outweighs: a stray copy must not make a task fail.
-        note(rig.list(Place::Quarantine)?.names, State::Failed);
+        let stray = rig.list(Place::Quarantine)?.names.into_iter();
+        let mut standing: BTreeMap<TaskId, (FileName, State)> =
+            stray.map(|name| (name.id, (name, State::Failed))).collect();
         let expansions = expand::expansions(&rig, &self.id)?;
-        for (_, directory) in &expansions {
-            let place = Place::Waiting {
-                batch: &self.id,
-                task: directory,
-            };
-            note(rig.list(place)?.names, State::Waiting);
+        let agents = rig.subdirs(Lane::Processing)?;
+        let waiting = expansions.iter().map(|(_, task)| {
+            let batch = self.id.as_str();
+            (Place::Waiting { batch, task }, State::Waiting)
+        });
+        let claimed = agents.iter().map(|agent| Place::Processing(agent));
+        let released = Class::ALL.map(Place::Queue).into_iter().chain(claimed);
+        let places = waiting
+            .chain(released.map(|place| (place, State::Released)))
+            .chain([
+                (Place::Retry(&self.id), State::Retry),
+                (Place::Complete(&self.id), State::Done),
+                (Place::Failed(&self.id), State::Failed),
+                (Place::Cancelled(&self.id), State::Cancelled),
+            ]);
+        let mut met: BTreeMap<TaskId, (FileName, State, Place<'_>)> = BTreeMap::new();
+        let mut copies: BTreeMap<TaskId, Vec<(FileName, State, Place<'_>)>> = BTreeMap::new();
+        for (place, state) in places {
+            for name in rig.list(place)?.names {
+                standing.insert(name.id, (name, state));
+                if let Some(before) = met.insert(name.id, (name, state, place)) {
+                    copies.entry(name.id).or_default().push(before);
+                }
+            }
         }
-        for class in Class::ALL {
-            note(rig.list(Place::Queue(class))?.names, State::Released);
+        for (id, mut files) in copies {
+            files.extend(met.remove(&id));
+            if let Some(counts) = copies::take_out(brain, &self.id, files)? {
+                standing.insert(id, counts);
+            }
         }
-        for agent in rig.subdirs(Lane::Processing)? {
-            note(rig.list(Place::Processing(&agent))?.names, State::Released);
-        }
-        note(rig.list(Place::Retry(&self.id))?.names, State::Retry);
-        note(rig.list(Place::Complete(&self.id))?.names, State::Done);
-        note(rig.list(Place::Failed(&self.id))?.names, State::Failed);
-        note(
-            rig.list(Place::Cancelled(&self.id))?.names,
-            State::Cancelled,
-        );
         let split: Vec<String> = expansions
             .iter()
             .filter_map(|(_, dir)| expand::split_of(dir))

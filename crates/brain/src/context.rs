@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use rigor_config::Config;
+use rigor_config::{Config, Model};
+use rigor_models::{Catalogue, Need};
 use rigor_plan::{PlanTask, WorkTemplate};
 use rigor_queue::index::Index;
 use rigor_queue::lane::Lane;
@@ -48,10 +49,14 @@ pub(crate) struct Context {
     pub sequence: Sequence,
     /// Durations and peaks.
     pub measured: Measured,
+    /// What models' files say of their memory.
+    pub catalogue: Catalogue,
     /// brain_decisions.log.
     pub journal: Journal,
-    /// Wake-ups.
-    pub watcher: Watcher,
+    /// Wake-ups; none where the kernel allows no more.
+    watcher: Option<Watcher>,
+    /// Not all that should be is watched: directories are read now and then instead.
+    pub polling: bool,
     /// Who is told of what.
     pub notify: Notifier,
     /// What is queued, by class.
@@ -65,6 +70,8 @@ pub(crate) struct Context {
     shapes: Shapes,
     /// When a task completed, and where.
     completed: VecDeque<(Instant, String)>,
+    /// llm tasks that completed and their seconds, by model and agent, since this brain started.
+    ended: BTreeMap<String, BTreeMap<String, (usize, f64)>>,
 }
 
 impl Context {
@@ -75,9 +82,10 @@ impl Context {
         durability: Durability,
         sequence: Sequence,
         journal: Journal,
-        watcher: Watcher,
+        watcher: Option<Watcher>,
     ) -> Context {
         let measured = Measured::open(&rig);
+        let catalogue = Catalogue::of(&config.models);
         let notify = Notifier::new(&config);
         Context {
             rig,
@@ -85,7 +93,9 @@ impl Context {
             durability,
             sequence,
             measured,
+            catalogue,
             journal,
+            polling: watcher.is_none(),
             watcher,
             notify,
             queue: Class::ALL
@@ -97,7 +107,19 @@ impl Context {
             never: BTreeMap::new(),
             shapes: Shapes::new(),
             completed: VecDeque::new(),
+            ended: BTreeMap::new(),
         }
+    }
+
+    /// Looks, now and then, whether models' files have changed.
+    pub(crate) fn refresh_catalogue(&mut self, now: Instant) {
+        self.catalogue.refresh(&self.config.models, now);
+    }
+
+    /// What a model needs of GPU memory, as far as it is known.
+    pub(crate) fn model_need(&self, model: &Model) -> Option<Need> {
+        let measured_mb = self.measured.all().vram_mb(model);
+        self.catalogue.need(model, measured_mb)
     }
 
     /// The index of a class.
@@ -140,16 +162,30 @@ impl Context {
     }
 
     /// Watches the lanes in which tasks of a batch arrive.
-    pub(crate) fn watch_batch(&mut self, batch: &str) -> Result<()> {
-        self.watcher.watch(&self.rig.dir(Place::Complete(batch)))?;
-        self.watcher.watch(&self.rig.dir(Place::Retry(batch)))?;
-        Ok(())
+    pub(crate) fn watch_batch(&mut self, batch: &str) {
+        self.watch(&self.rig.dir(Place::Complete(batch)));
+        self.watch(&self.rig.dir(Place::Retry(batch)));
+    }
+
+    /// Watches a directory from now on. Where the kernel lets no more be watched, everything is
+    /// read now and then instead.
+    pub(crate) fn watch(&mut self, dir: &Path) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        if let Err(error) = watcher.watch(dir)
+            && !std::mem::replace(&mut self.polling, true)
+        {
+            tracing::warn!("{error}; directories are read every second instead");
+        }
     }
 
     /// Ends [`Context::watch_batch`].
     pub(crate) fn unwatch_batch(&mut self, batch: &str) {
-        self.watcher.unwatch(&self.rig.dir(Place::Complete(batch)));
-        self.watcher.unwatch(&self.rig.dir(Place::Retry(batch)));
+        if let Some(watcher) = &mut self.watcher {
+            watcher.unwatch(&self.rig.dir(Place::Complete(batch)));
+            watcher.unwatch(&self.rig.dir(Place::Retry(batch)));
+        }
     }
 
     /// Whether an operator holds a batch.
@@ -248,9 +284,37 @@ impl Context {
         });
     }
 
-    /// A task completed on an agent.
-    pub(crate) fn note_completed(&mut self, agent: &str, now: Instant) {
+    /// What a shape stands for, as far as it was seen.
+    pub(crate) fn known_shape(&self, shape: Shape) -> Option<&ShapeInfo> {
+        self.shapes.get(&shape)
+    }
+
+    /// A task of that shape completed on an agent, after so many seconds.
+    pub(crate) fn note_completed(&mut self, agent: &str, shape: Shape, seconds: f64, now: Instant) {
         self.completed.push_back((now, agent.to_owned()));
+        let info = self.shapes.get(&shape);
+        if let Some(model) = info.and_then(|info| info.model.clone()) {
+            let ended = self.ended.entry(model).or_default();
+            let (count, sum) = ended.entry(agent.to_owned()).or_default();
+            *count += 1;
+            *sum += seconds;
+        }
+    }
+
+    /// llm tasks of a model that completed, and their seconds, by agent, since this brain started.
+    pub(crate) fn ended_of(&self, model: &str) -> BTreeMap<String, (usize, f64)> {
+        self.ended.get(model).cloned().unwrap_or_default()
+    }
+
+    /// Whether an agent runs an llm task of a model.
+    pub(crate) fn is_running(&self, model: &str) -> bool {
+        let of_model = |name: &FileName| {
+            let info = self.shapes.get(&name.shape);
+            info.is_some_and(|info| {
+                info.class == Class::Llm && info.model.as_deref() == Some(model)
+            })
+        };
+        self.processing.values().flatten().any(of_model)
     }
 
     /// Tasks completed in the last five minutes, by agent.

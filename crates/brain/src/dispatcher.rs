@@ -39,6 +39,7 @@ use crate::place::Placer;
 use crate::stuck;
 
 use complaint::Complaint;
+use wakes::next_poll;
 
 /// Placement is decided at most so often, however many events come.
 const PLACE_EVERY: Duration = Duration::from_millis(200);
@@ -97,6 +98,7 @@ struct Due {
     monitor: Instant,
     place: Instant,
     reconcile: Instant,
+    poll: Instant,
     late: Instant,
     store: Instant,
     sweep: Instant,
@@ -137,6 +139,7 @@ impl Dispatcher {
                 monitor: now,
                 place: now,
                 reconcile: now,
+                poll: now,
                 late: now,
                 store: now,
                 sweep: now,
@@ -185,13 +188,11 @@ impl Dispatcher {
     fn restore(&mut self, lock: &ComponentLock) -> Result<()> {
         let rig = self.brain.rig.clone();
         for class in Class::ALL {
-            self.brain.watcher.watch(&rig.dir(Place::Queue(class)))?;
+            self.brain.watch(&rig.dir(Place::Queue(class)));
         }
-        self.brain.watcher.watch(&rig.dir(Place::Quarantine))?;
-        self.brain.watcher.watch(&rig.signals_dir(BRAIN))?;
-        self.brain
-            .watcher
-            .watch(&rig.dir(Place::Processing(BRAIN)))?;
+        self.brain.watch(&rig.dir(Place::Quarantine));
+        self.brain.watch(&rig.signals_dir(BRAIN));
+        self.brain.watch(&rig.dir(Place::Processing(BRAIN)));
         self.recover_own(lock)?;
         self.brain.rescan()?;
         self.placer.restore(&mut self.brain)?;
@@ -250,6 +251,7 @@ impl Dispatcher {
     /// Does all that is due, and returns when the next thing is. Each part stands alone: a full
     /// disk or a lane that cannot be written is said, and the other parts go on.
     fn step(&mut self, now: Instant) -> Instant {
+        self.rescan |= self.brain.polling && now >= self.next.poll;
         if self.rescan {
             let done = self.part("read the lanes again", |this| this.brain.rescan());
             self.rescan = !done;
@@ -274,6 +276,7 @@ impl Dispatcher {
         if now >= self.next.reconcile {
             self.next.reconcile = now + RECONCILE_EVERY;
             self.part("compare with the lanes", Self::reconcile);
+            self.next.poll = next_poll(now);
         }
         let mut due = self.advance(now);
         if now >= self.next.agents {
@@ -318,6 +321,7 @@ impl Dispatcher {
             self.next.store = now + STORE_EVERY;
             self.open_unopened();
             self.part("store measurements", |this| this.brain.measured.store());
+            self.brain.refresh_catalogue(now);
         }
         if now >= self.next.sweep {
             self.next.sweep = now + LITTER_AGE;
@@ -364,6 +368,9 @@ impl Dispatcher {
             due = due.min(self.next.late);
         }
         due = self.level.until.map_or(due, |until| due.min(until));
+        if self.brain.polling {
+            due = due.min(self.next.poll);
+        }
         if self.complaints.values().any(Complaint::is_failing) {
             due = due.min(now + TRY_AGAIN);
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rigor_plan::PlanTask;
-use rigor_policy::fit::{self, Fit, Needs, PEAK_MARGIN_PERCENT};
+use rigor_policy::fit::{self, Fit, ModelNeed, Needs, PEAK_MARGIN_PERCENT};
 use rigor_queue::task::{Class, Vram};
 use serde_json::json;
 
@@ -110,8 +110,13 @@ pub(crate) fn of_shape(brain: &Context, info: &ShapeInfo) -> Needs {
     };
     let model = info.model.as_ref().map(|id| {
         let known = brain.config.model(id).ok();
-        let vram_mb = known.and_then(|model| model.vram_mb).map(u64::from);
-        (id.clone(), vram_mb)
+        let need = known.and_then(|model| brain.model_need(model));
+        ModelNeed {
+            id: id.clone(),
+            on_each_mb: need.as_ref().map(|need| need.on_each_mb()),
+            gpus: known.map_or(1, |model| model.split_gpu),
+            aside: need.map(|need| need.aside()).unwrap_or_default(),
+        }
     });
     Needs {
         class: info.class,

@@ -1,7 +1,11 @@
-//! `logs/brain_decisions.log`: one JSON object a line for everything that the brain decides.
+//! `logs/brain_decisions.log`: one JSON object a line for everything that the brain decides, and
+//! `brain/placement.jsonl`: every placement decision with all that it was made from.
 
+use rigor_policy::placement::{Decision, POLICY, Record, SCHEMA, View};
 use rigor_telemetry::JsonLog;
 use serde_json::{Value, json};
+
+use crate::place::gist;
 
 /// The types of entries, as docs/logging.md lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub(crate) enum Entry {
     ResourceDecision,
     /// A load or unload task was written or withdrawn.
     ResourceTask,
+    /// What loads came to, when their work is over.
+    ResourceOutcome,
     /// The monitor line, with all its figures.
     Monitor,
     /// An agent died.
@@ -59,6 +65,7 @@ impl Entry {
             Entry::ForeachExpand => "FOREACH_EXPAND",
             Entry::ResourceDecision => "RESOURCE_DECISION",
             Entry::ResourceTask => "RESOURCE_TASK",
+            Entry::ResourceOutcome => "RESOURCE_OUTCOME",
             Entry::Monitor => "MONITOR",
             Entry::AgentDead => "AGENT_DEAD",
             Entry::OrphanRequeue => "ORPHAN_REQUEUE",
@@ -75,16 +82,47 @@ impl Entry {
     }
 }
 
-/// The decision log.
+/// The decision log and the placement journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
     log: JsonLog,
+    placement: JsonLog,
+    /// What was journaled last of placement, without its numbers, and from what.
+    placed: Option<(Vec<String>, View)>,
 }
 
 impl Journal {
-    /// Appends to `log`.
-    pub(crate) fn new(log: JsonLog) -> Journal {
-        Journal { log }
+    /// Appends to the decision log and to the placement journal.
+    pub(crate) fn new(log: JsonLog, placement: JsonLog) -> Journal {
+        Journal {
+            log,
+            placement,
+            placed: None,
+        }
+    }
+
+    /// A placement decision and what it was made from: journaled when it asks for a load, or is
+    /// another one than before in more than its numbers.
+    pub(crate) fn decided(&mut self, view: &View, decisions: &[Decision]) {
+        let gists: Vec<String> = decisions.iter().map(|it| gist(&it.words())).collect();
+        let loads = decisions
+            .iter()
+            .any(|decision| matches!(decision, Decision::Load { .. }));
+        let known = self.placed.as_ref();
+        if known.is_some_and(|(said, of)| of == view || (!loads && *said == gists)) {
+            return;
+        }
+        if known.is_none() && decisions.is_empty() {
+            return;
+        }
+        self.placement.append(&Record {
+            schema: SCHEMA,
+            policy: POLICY,
+            at: jiff::Timestamp::now(),
+            view: view.clone(),
+            decisions: decisions.to_vec(),
+        });
+        self.placed = Some((gists, view.clone()));
     }
 
     /// One decision.

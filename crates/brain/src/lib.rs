@@ -19,6 +19,7 @@ mod monitor;
 mod notify;
 mod outlook;
 mod place;
+mod replay;
 mod signals;
 mod stuck;
 mod summary;
@@ -43,6 +44,10 @@ use crate::context::Context;
 use crate::dispatcher::{Dispatcher, Event};
 use crate::journal::Journal;
 
+/// The placement journal is set aside at this size; one line is some 3 kB on a rig of 8 GPUs.
+const PLACEMENT_BYTES: u64 = 16 << 20;
+/// So many older ones are kept.
+const PLACEMENT_KEEP: u32 = 2;
 /// How long a lock whose holder is dead may look taken.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -60,10 +65,23 @@ pub struct Args {
     /// The form of lines on stderr: short (default in a terminal), text, json
     #[arg(long)]
     log_format: Option<Format>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make recorded placement decisions again and compare
+    ///
+    /// Exits 0 when all are equal, 1 when one is different, 2 when something cannot be read.
+    Replay(replay::Replay),
 }
 
 /// Runs until told to stop. Exit code 0 after a drain, 1 after an error.
 pub fn main(args: Args) -> ExitCode {
+    if let Some(Command::Replay(replay)) = &args.command {
+        return replay::main(replay);
+    }
     match start(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -107,7 +125,13 @@ fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> R
     let (sender, events) = std::sync::mpsc::channel();
     let wakes = sender.clone();
     // The loop owns the receiver for as long as it runs; after that nobody listens, rightly.
-    let watcher = Watcher::new(move |wake| drop(wakes.send(Event::Wake(wake))))?;
+    let watcher = match Watcher::new(move |wake| drop(wakes.send(Event::Wake(wake)))) {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            tracing::warn!("{error}; directories are read every second instead");
+            None
+        }
+    };
     let _signals = signals::listen(sender)?;
     let containment = Containment::detect(&config.rig.id);
     let worker = rigor_exec::find_worker()?;
@@ -115,6 +139,10 @@ fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> R
     let decisions = rig.logs_dir().join("brain_decisions.log");
     let journal = JsonLog::open(&decisions, config.log.max_size_bytes, config.log.keep)
         .with_context(|| format!("open {}", decisions.display()))?;
+    let placed = rig.placement_journal();
+    let placement_bytes = PLACEMENT_BYTES.min(config.log.max_size_bytes);
+    let placement = JsonLog::open(&placed, placement_bytes, PLACEMENT_KEEP)
+        .with_context(|| format!("open {}", placed.display()))?;
     tracing::info!(
         "Brain starting: rig {} ({}), {} GPUs{}, {} models, containment: {}",
         config.rig.name,
@@ -134,7 +162,7 @@ fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> R
         config,
         durability,
         sequence,
-        Journal::new(journal),
+        Journal::new(journal, placement),
         watcher,
     );
     let attempts = Attempts::new(containment, worker, slots);

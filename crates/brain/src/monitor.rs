@@ -150,9 +150,13 @@ fn idle_code(beat: &Heartbeat) -> Option<&'static str> {
     }
     let verdict = |class| beat.verdicts.get(&class);
     Some(match (&beat.idle, &beat.llm) {
-        (_, LlmBeat::Loading { .. } | LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }) => {
-            beat.llm.as_str()
-        }
+        (
+            _,
+            LlmBeat::Loading { .. }
+            | LlmBeat::Lent { .. }
+            | LlmBeat::Draining { .. }
+            | LlmBeat::Unloading { .. },
+        ) => beat.llm.as_str(),
         (Some(verdict), _) => verdict.code.as_str(),
         // It works, but not on its GPU.
         (None, _) => verdict(Class::Script)

@@ -180,7 +180,9 @@ fn idle_because(beat: &Heartbeat, claimed: usize) -> Option<Verdict> {
     };
     let moves = match beat.llm {
         LlmBeat::Loading { .. } | LlmBeat::Draining { .. } | LlmBeat::Unloading { .. } => true,
-        LlmBeat::Cold | LlmBeat::Hot { .. } | LlmBeat::Failed { .. } => false,
+        LlmBeat::Cold | LlmBeat::Hot { .. } | LlmBeat::Lent { .. } | LlmBeat::Failed { .. } => {
+            false
+        }
     };
     if works || moves {
         return None;

@@ -1,19 +1,23 @@
 //! Placement: what the policy is shown, and what becomes of its decisions.
 
+mod failures;
+mod gains;
 mod orders;
 mod picture;
+mod seen;
+mod split;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use jiff::Timestamp;
-use rigor_policy::placement::{self, Decision, Demand, Pending, View};
+use rigor_policy::placement::{self, Decision, Demand, Pending, Predicted, View};
 use rigor_queue::claim::{self, Candidate};
 use rigor_queue::heartbeat::{Health, LlmBeat, Refusal};
 use rigor_queue::name::{FileName, Shape, TaskId};
 use rigor_queue::outlook::{AskedLoad, ModelOutlook};
-use rigor_queue::record::Outcome;
+use rigor_queue::record::{FailureKind, Outcome};
 use rigor_queue::rig::{Place, RIG_BATCH};
 use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
 use rigor_queue::{records, submit};
@@ -23,6 +27,11 @@ use crate::agents::Agents;
 use crate::batch::record_of;
 use crate::context::Context;
 use crate::journal::Entry;
+
+use failures::Failures;
+use gains::Gains;
+use seen::Seen;
+use split::Lends;
 
 /// A load that nobody took for so long is withdrawn and decided anew, seconds.
 const LOAD_EXPIRES_S: i64 = 600;
@@ -52,6 +61,10 @@ pub(crate) struct Placer {
     stranded: BTreeMap<String, String>,
     /// What was decided last about each model that tasks wait for.
     verdicts: Vec<Verdict>,
+    failures: Failures,
+    gains: Gains,
+    seen: Seen,
+    lends: Lends,
 }
 
 /// What was decided about a model.
@@ -66,7 +79,7 @@ impl Placer {
     /// Takes from disk what an earlier brain had asked for.
     pub(crate) fn restore(&mut self, brain: &mut Context) -> Result<()> {
         brain.rig.prepare_batch(RIG_BATCH)?;
-        brain.watch_batch(RIG_BATCH)?;
+        brain.watch_batch(RIG_BATCH);
         let mut places: Vec<(Place<'_>, Vec<FileName>)> = Vec::new();
         let queue = Place::Queue(Class::Meta);
         places.push((queue, brain.rig.list(queue)?.names));
@@ -113,6 +126,13 @@ impl Placer {
             open.name = found.copied().unwrap_or(open.name);
             found.is_some()
         });
+        self.lends.retain(|id| {
+            queued
+                .iter()
+                .chain(&held)
+                .find(|name| name.id == id)
+                .copied()
+        });
         Ok(())
     }
 
@@ -122,8 +142,10 @@ impl Placer {
                 model,
                 eligible,
                 expires,
+                ..
             } => (Some(model.clone()), eligible.clone(), Some(*expires)),
-            Work::UnloadLlm { agent } => (None, vec![agent.clone()], None),
+            Work::UnloadLlm { agent, .. } => (None, vec![agent.clone()], None),
+            work @ Work::LendGpu { .. } => return self.lends.note(name, work),
             Work::Command { .. } | Work::Prompt(_) | Work::Plan(_) => return,
         };
         let open = Open {
@@ -143,13 +165,21 @@ impl Placer {
     /// A meta task completed.
     pub(crate) fn completed(&mut self, brain: &mut Context, name: &FileName) -> Result<()> {
         let open = self.open.remove(&name.id);
+        self.lends.over(name.id);
         if let Some(model) = open.and_then(|open| open.model)
             && let Some(record) = records::read(&brain.rig, RIG_BATCH, name.id, name.attempt)?
-            && record.started.is_some()
         {
-            brain
-                .measured
-                .learn_load(&model, record.duration_ms as f64 / 1000.0);
+            self.failures.succeeded(&record.agent, &model);
+            if record.started.is_none() {
+                let why = format!("{} had it already", record.agent);
+                self.gains.came_to_nothing(name.id, &why);
+                return Ok(());
+            }
+            let seconds = record.duration_ms as f64 / 1000.0;
+            let served = brain.config.model(&model).ok();
+            let served = served.map(rigor_models::fingerprint);
+            brain.measured.learn_load(&model, &record, served);
+            self.gains.loaded(name.id, &record.agent, seconds);
         }
         Ok(())
     }
@@ -157,6 +187,7 @@ impl Placer {
     /// A meta task failed: it is not tried again as it is, placement decides anew.
     pub(crate) fn failed(&mut self, brain: &mut Context, name: FileName) -> Result<()> {
         let open = self.open.remove(&name.id);
+        self.lends.over(name.id);
         let record = records::read(&brain.rig, RIG_BATCH, name.id, name.attempt)?;
         let (agent, reason) = match &record {
             Some(record) => (
@@ -165,9 +196,16 @@ impl Placer {
             ),
             None => ("an agent", "it left no record"),
         };
-        let what = open
-            .and_then(|open| open.model)
-            .map_or("unload".to_owned(), |model| format!("load of {model}"));
+        let model = open.and_then(|open| open.model);
+        if let (Some(model), Some(record)) = (&model, &record)
+            && matches!(&record.outcome, Outcome::Failed { kind, .. } if *kind == FailureKind::LoadFailed)
+        {
+            let start = format!("load {model}: ");
+            let cause = reason.strip_prefix(start.as_str()).unwrap_or(reason);
+            self.failures.failed(agent, model, cause, Instant::now());
+        }
+        self.gains.came_to_nothing(name.id, reason);
+        let what = model.map_or("unload".to_owned(), |model| format!("load of {model}"));
         tracing::warn!(task = %name.id, "The {what} on {agent} failed: {reason}");
         claim::give_up(&brain.rig, RIG_BATCH, &name)?;
         Ok(())
@@ -185,25 +223,33 @@ impl Placer {
         let mut stranded = BTreeSet::new();
         let mut reasons: BTreeMap<String, String> = BTreeMap::new();
         let mut room = None;
-        for decision in placement::decide(&view) {
+        let decisions = placement::decide(&view);
+        brain.journal.decided(&view, &decisions);
+        for decision in decisions {
             match decision {
                 Decision::Keep { model, reason } => {
                     reasons.insert(model, reason);
                 }
                 Decision::Load {
                     model,
-                    count,
                     eligible,
+                    predicted,
                     reason,
+                    ..
                 } => {
                     let words = format!("loads were asked of {}: {reason}", eligible.join(", "));
-                    self.load(brain, &view, &model, count, eligible, &reason)?;
+                    self.load(brain, &view, &model, eligible, predicted, &reason)?;
                     reasons.insert(model, words);
                 }
-                Decision::Unload { agent, reason } => {
-                    self.unload(brain, &agent, &reason)?;
+                Decision::Unload {
+                    agent,
+                    next,
+                    reason,
+                } => {
+                    self.unload(brain, &agent, next.as_deref(), &reason)?;
                     room.get_or_insert_with(|| format!("{agent} is to free its model: {reason}"));
                 }
+                Decision::Split { step } => self.split(brain, step)?,
                 Decision::Stranded { model, reason } => {
                     stranded.insert(model.clone());
                     reasons.insert(model.clone(), format!("no agent can load it now: {reason}"));
@@ -244,6 +290,8 @@ impl Placer {
             })
             .collect();
         self.withdraw(brain, &view)?;
+        self.say_splits(brain, &view);
+        self.gains.look(brain, &view, now);
         self.warn_untaken(brain, agents, now);
         Ok(())
     }
@@ -255,6 +303,9 @@ impl Placer {
             .values()
             .filter(|open| open.model.is_some())
             .map(|open| open.since + open.warned.map_or(warn, |said| said * 2))
+            .chain(self.failures.due())
+            .chain(self.gains.due())
+            .chain(self.split_due(Instant::now()))
             .min()
     }
 
@@ -297,7 +348,7 @@ impl Placer {
 
 /// A reason without its numbers: it is said again when it is another one, not when a queue got
 /// shorter or a GPU warmer.
-fn gist(reason: &str) -> String {
+pub(crate) fn gist(reason: &str) -> String {
     reason
         .split(' ')
         .filter(|word| !word.starts_with(|first: char| first.is_ascii_digit() || first == '('))

@@ -115,6 +115,10 @@ pub struct CpuAgent {
 pub struct Runtime {
     /// llama.cpp's server: a name to find on PATH, or an absolute path.
     pub llama_server: PathBuf,
+    /// ollama, likewise.
+    pub ollama: PathBuf,
+    /// vLLM's command, likewise.
+    pub vllm: PathBuf,
 }
 
 /// `[nvml]`.
@@ -164,6 +168,8 @@ pub struct Timing {
     pub monitor_every: Duration,
     /// An agent that has claimed nothing for this long while tasks are queued says so.
     pub idle_warn: Duration,
+    /// A driver that has not answered for this long hangs.
+    pub gpu_hung: Duration,
     /// From SIGTERM to SIGKILL.
     pub grace: Duration,
     /// From an abort signal to the kill, for a task that is to end itself.

@@ -27,6 +27,8 @@ pub struct Model {
     pub vram_mb: Option<u32>,
     /// How long it may take to load, instead of `timing.load_timeout`.
     pub load_timeout: Option<Duration>,
+    /// The GPUs that it is spread over, 1 to 8; 1 where not said.
+    pub split_gpu: u32,
 }
 
 /// What a model answers.
@@ -45,6 +47,16 @@ pub enum Serving {
     LlamaServer {
         /// The GGUF file.
         file: PathBuf,
+    },
+    /// An ollama server of the agent's own.
+    Ollama {
+        /// The tag, as `ollama pull` takes it.
+        reference: String,
+    },
+    /// vLLM's OpenAI-compatible server.
+    Vllm {
+        /// A name on the model hub, or a directory as an absolute path.
+        reference: String,
     },
     /// Any program that speaks the OpenAI API.
     Command {
@@ -65,6 +77,8 @@ impl Model {
     pub fn runtime_name(&self) -> &'static str {
         match self.serving {
             Serving::LlamaServer { .. } => "llama-server",
+            Serving::Ollama { .. } => "ollama",
+            Serving::Vllm { .. } => "vllm",
             Serving::Command { .. } => "command",
         }
     }
@@ -73,7 +87,17 @@ impl Model {
     pub fn file(&self) -> Option<&Path> {
         match &self.serving {
             Serving::LlamaServer { file } => Some(file),
+            Serving::Ollama { .. } | Serving::Vllm { .. } => None,
             Serving::Command { file, .. } => file.as_deref(),
+        }
+    }
+
+    /// What its runtime knows it by, where that is neither a file nor the id: ollama's tag, vLLM's
+    /// model name or directory.
+    pub fn reference(&self) -> Option<&str> {
+        match &self.serving {
+            Serving::Ollama { reference } | Serving::Vllm { reference } => Some(reference),
+            Serving::LlamaServer { .. } | Serving::Command { .. } => None,
         }
     }
 
@@ -98,9 +122,10 @@ impl Model {
             Serving::Command { url: Some(url), .. } => {
                 self.fill_in(url, port).trim_end_matches('/').to_owned()
             }
-            Serving::Command { url: None, .. } | Serving::LlamaServer { .. } => {
-                format!("http://127.0.0.1:{port}")
-            }
+            Serving::Command { url: None, .. }
+            | Serving::LlamaServer { .. }
+            | Serving::Ollama { .. }
+            | Serving::Vllm { .. } => format!("http://127.0.0.1:{port}"),
         }
     }
 
@@ -160,6 +185,7 @@ mod tests {
             tier: 0,
             vram_mb: None,
             load_timeout: None,
+            split_gpu: 1,
         }
     }
 

@@ -226,16 +226,22 @@ fn agent_name(section: &Section<'_, '_>, names: &mut Unique, example: &str) -> O
 }
 
 fn runtime(section: &Section<'_, '_>, rig_dir: &Path) -> Runtime {
-    let program = section.text("llama_server", "llama-server");
-    section.refuse_unknown_keys();
-    let program = program.unwrap_or_else(|| "llama-server".to_owned());
-    // As in a shell: a name without a slash is looked for on PATH.
-    let llama_server = if program.contains('/') {
-        rig_dir.join(program)
-    } else {
-        PathBuf::from(program)
+    let program = |key, usual: &str| {
+        let program = section.text(key, usual).unwrap_or_else(|| usual.to_owned());
+        // As in a shell: a name without a slash is looked for on PATH.
+        if program.contains('/') {
+            rig_dir.join(program)
+        } else {
+            PathBuf::from(program)
+        }
     };
-    Runtime { llama_server }
+    let runtime = Runtime {
+        llama_server: program("llama_server", "llama-server"),
+        ollama: program("ollama", "ollama"),
+        vllm: program("vllm", "vllm"),
+    };
+    section.refuse_unknown_keys();
+    runtime
 }
 
 fn nvml(section: &Section<'_, '_>, rig_dir: &Path) -> Nvml {
@@ -290,6 +296,7 @@ fn timing(section: &Section<'_, '_>) -> Timing {
         load_timeout: seconds("load_timeout", 600),
         monitor_every: seconds("monitor_every", 30),
         idle_warn: seconds("idle_warn", 60),
+        gpu_hung: seconds("gpu_hung", 15),
         grace: seconds("grace", 10),
         abort_grace: seconds("abort_grace", 120),
         lock_poll: seconds("lock_poll", 1),

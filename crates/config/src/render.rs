@@ -106,7 +106,7 @@ const MODEL_EXAMPLE: &str = r#"
 # [[model]]
 # id = "qwen2.5:7b"
 # kind = "chat"                # "chat" or "embedding"
-# runtime = "llama-server"     # or "command", with command = "my-server --port {PORT}"
+# runtime = "llama-server"     # "ollama" and "vllm" with a reference, "command" with command = "my-server --port {PORT}"
 # file = "models/qwen2.5-7b-q4_k_m.gguf"
 # slots = 4                    # requests at once
 # context = 8192               # tokens, all slots together
@@ -133,6 +133,7 @@ const DEFAULTS: &str = r#"
 # load_timeout = "10m"         # for a model to load
 # monitor_every = "30s"
 # idle_warn = "60s"            # an agent that claims nothing for this long says why
+# gpu_hung = "15s"             # a driver that has not answered for this long hangs
 # grace = "10s"                # from SIGTERM to SIGKILL
 # abort_grace = "2m"           # from an abort to the kill
 # lock_poll = "1s"             # how often the brain looks for dead agents
@@ -173,11 +174,15 @@ fn render_model(text: &mut String, model: &Model) {
     if let Some(file) = model.file() {
         pair(text, "file", &file.to_string_lossy());
     }
+    if let Some(reference) = model.reference() {
+        pair(text, "reference", reference);
+    }
     line(text, "slots", &model.slots.to_string());
     let numbers = [
         ("context", model.context),
         ("vram_mb", model.vram_mb),
         ("tier", Some(model.tier).filter(|tier| *tier > 0)),
+        ("split_gpu", Some(model.split_gpu).filter(|gpus| *gpus > 1)),
     ];
     for (key, number) in numbers {
         if let Some(number) = number {

@@ -164,11 +164,74 @@ name = "_rig"
 }
 
 #[test]
-fn runtimes_that_come_later_are_named() {
-    let later = "this runtime is not supported yet: use \"llama-server\", or \"command\" with a `command` that serves the OpenAI API on {PORT}";
+fn ollama_and_vllm_take_a_reference() {
+    let config = parse(
+        r#"
+[[model]]
+id = "qwen2.5:7b"
+runtime = "ollama"
+[[model]]
+id = "small"
+runtime = "ollama"
+reference = "llama3.2:1b"
+[[model]]
+id = "big"
+runtime = "vllm"
+reference = "Qwen/Qwen2.5-72B-Instruct"
+split_gpu = 4
+args = ["--dtype", "half"]
+[[model]]
+id = "own"
+runtime = "vllm"
+reference = "./models/own"
+[runtime]
+ollama = "bin/ollama"
+"#,
+    )
+    .unwrap();
+    let served = |id| {
+        let model = config.model(id).unwrap();
+        (model.runtime_name(), model.reference(), model.split_gpu)
+    };
+    assert_eq!(served("qwen2.5:7b"), ("ollama", Some("qwen2.5:7b"), 1));
+    assert_eq!(served("small"), ("ollama", Some("llama3.2:1b"), 1));
+    assert_eq!(
+        served("big"),
+        ("vllm", Some("Qwen/Qwen2.5-72B-Instruct"), 4)
+    );
+    assert_eq!(served("own"), ("vllm", Some("/srv/rig/./models/own"), 1));
+    assert_eq!(config.runtime.ollama, PathBuf::from("/srv/rig/bin/ollama"));
+    assert_eq!(config.runtime.vllm, PathBuf::from("vllm"));
+}
+
+#[test]
+fn keys_of_another_runtime_are_refused() {
     refused(
-        "[[model]]\nid = \"a\"\nruntime = \"ollama\"\n[[model]]\nid = \"b\"\nruntime = \"vllm\"\n",
-        &[&format!("3: {later}"), &format!("6: {later}")],
+        r#"
+[[model]]
+id = "a"
+runtime = "ollama"
+file = "models/a.gguf"
+args = ["--x"]
+[[model]]
+id = "b"
+runtime = "vllm"
+file = "models/b"
+split_gpu = 1
+[[model]]
+id = "c"
+runtime = "llama-server"
+file = "models/c.gguf"
+reference = "c"
+"#,
+        &[
+            "5: `file` is not for \"ollama\", which has its own store: make a tag of it with `ollama create`: remove it, or change `runtime`",
+            "6: `args` is not for \"ollama\", whose server takes none: use `env`: remove it, or change `runtime`",
+            "7: [[model]] has no `reference`: add reference = \"Qwen/Qwen2.5-7B-Instruct\"",
+            "10: `file` is not for \"vllm\": name the model or its directory in `reference`: remove it, or change `runtime`",
+            "11: `split_gpu` must be a whole number from 2 to 8 (GPUs; without it one), not 1",
+            "16: `reference` is for \"ollama\" and \"vllm\"; llama-server has a `file`: remove it, or change `runtime`",
+        ],
     );
 }
 
@@ -413,6 +476,7 @@ fn answers() -> InitAnswers {
             tier: 3,
             vram_mb: Some(900),
             load_timeout: Some(Duration::from_secs(90)),
+            split_gpu: 1,
         }],
         llama_server: Some("/opt/llama/llama-server".into()),
         nvml_library: Some("lib/libnvidia-ml.so.1".into()),

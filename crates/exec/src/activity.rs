@@ -42,6 +42,10 @@ pub struct Watched {
     /// Utilization of the GPU that it has, as last read; none for a task without one. It is that of
     /// the whole device, so a quiet task beside a busy one on the same GPU looks alive.
     pub gpu_percent: Option<u32>,
+    /// The first process of the server that works for it, where nothing else tells whether it does:
+    /// CPU time of that tree is a sign of life too. It works for all that ask it, so a quiet task
+    /// beside a busy one looks alive.
+    pub server_pid: Option<u32>,
 }
 
 /// The signs of life of an attempt.
@@ -74,6 +78,8 @@ struct Seen {
     cpu_percent: Option<u32>,
     /// The CPU time at the beginning of the sample that is being taken.
     base: Option<(Instant, Duration)>,
+    /// And that of its server.
+    server_base: Option<(Instant, Duration)>,
 }
 
 impl Sampler {
@@ -89,31 +95,38 @@ impl Sampler {
     /// forgotten. Reads files and may wait for the disk.
     pub fn sample(&mut self, watched: &[Watched]) -> Vec<Activity> {
         let cpu = self.cpu_times(watched);
+        let servers = server_times(watched);
         let (now, at) = (Instant::now(), Timestamp::now());
         let wanted: HashSet<(TaskId, u32)> =
             watched.iter().map(|one| (one.id, one.attempt)).collect();
         self.seen.retain(|key, _| wanted.contains(key));
-        let signs = watched.iter().zip(cpu).map(|(one, cpu)| {
-            let seen = self.seen.entry((one.id, one.attempt)).or_insert(Seen {
-                active_at: one.since,
-                cpu_percent: None,
-                base: None,
+        let signs = watched
+            .iter()
+            .zip(cpu)
+            .zip(servers)
+            .map(|((one, cpu), server)| {
+                let seen = self.seen.entry((one.id, one.attempt)).or_insert(Seen {
+                    active_at: one.since,
+                    cpu_percent: None,
+                    base: None,
+                    server_base: None,
+                });
+                let used = seen.use_of_cpu(cpu, now);
+                let served = server.and_then(|time| used_since(&mut seen.server_base, time, now));
+                if is_active(used, one.gpu_percent) || is_active(served, None) {
+                    seen.active_at = seen.active_at.max(at);
+                }
+                let output_at = printed_at(&one.output).map(|printed| printed.min(at));
+                seen.active_at = seen.active_at.max(output_at.unwrap_or(one.since));
+                Activity {
+                    id: one.id,
+                    attempt: one.attempt,
+                    active_at: seen.active_at,
+                    output_at,
+                    cpu_percent: seen.cpu_percent,
+                    gpu_percent: one.gpu_percent,
+                }
             });
-            let used = seen.use_of_cpu(cpu, now);
-            if is_active(used, one.gpu_percent) {
-                seen.active_at = seen.active_at.max(at);
-            }
-            let output_at = printed_at(&one.output).map(|printed| printed.min(at));
-            seen.active_at = seen.active_at.max(output_at.unwrap_or(one.since));
-            Activity {
-                id: one.id,
-                attempt: one.attempt,
-                active_at: seen.active_at,
-                output_at,
-                cpu_percent: seen.cpu_percent,
-                gpu_percent: one.gpu_percent,
-            }
-        });
         signs.collect()
     }
 
@@ -135,21 +148,41 @@ impl Sampler {
 impl Seen {
     /// The CPU time used since the last sample and its length, once that is long enough.
     fn use_of_cpu(&mut self, cpu: Option<Duration>, now: Instant) -> Option<(Duration, Duration)> {
-        let cpu = cpu?;
-        let Some((since, before)) = self.base else {
-            self.base = Some((now, cpu));
-            return None;
-        };
-        let over = now - since;
-        if over < CPU_OVER {
-            return None;
-        }
-        // Less than before: a process was reaped by somebody who is not of the tree.
-        let used = cpu.saturating_sub(before);
-        self.base = Some((now, cpu));
+        let (used, over) = used_since(&mut self.base, cpu?, now)?;
         self.cpu_percent = Some((used.as_secs_f64() / over.as_secs_f64() * 100.0).round() as u32);
         Some((used, over))
     }
+}
+
+/// The CPU time used since `base` and how long that is, once it is long enough; then `base` is now.
+fn used_since(
+    base: &mut Option<(Instant, Duration)>,
+    cpu: Duration,
+    now: Instant,
+) -> Option<(Duration, Duration)> {
+    let Some((since, before)) = *base else {
+        *base = Some((now, cpu));
+        return None;
+    };
+    let over = now - since;
+    if over < CPU_OVER {
+        return None;
+    }
+    *base = Some((now, cpu));
+    // Less than before: a process was reaped by somebody who is not of the tree.
+    Some((cpu.saturating_sub(before), over))
+}
+
+/// The CPU time of the tree of each one's server.
+fn server_times(watched: &[Watched]) -> Vec<Option<Duration>> {
+    if watched.iter().all(|one| one.server_pid.is_none()) {
+        return vec![None; watched.len()];
+    }
+    let processes = processes();
+    watched
+        .iter()
+        .map(|one| tree_time(&processes, one.server_pid?))
+        .collect()
 }
 
 impl Running {
@@ -162,6 +195,7 @@ impl Running {
             since: self.started_at,
             output: rig.output_path(&self.spec.batch, self.spec.id, self.name.attempt),
             gpu_percent,
+            server_pid: None,
         }
     }
 
@@ -279,6 +313,7 @@ mod tests {
             active_at: Timestamp::UNIX_EPOCH,
             cpu_percent: None,
             base: None,
+            server_base: None,
         };
         let mut at = |ms, cpu| {
             let now = start + Duration::from_millis(ms);
@@ -338,6 +373,7 @@ mod tests {
                 since,
                 output: dir.path().join(n.to_string()),
                 gpu_percent: None,
+                server_pid: None,
             })
             .collect();
         let mut sampler = Sampler::new(Containment::cookie_only("activity"));
@@ -373,5 +409,52 @@ mod tests {
             let pid = rustix::process::Pid::from_raw(*pid as i32).expect("a pid");
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
+    }
+
+    #[test]
+    fn a_server_at_work_is_a_sign_of_life_of_whom_it_serves() {
+        let start = |command: &str| {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", command]).spawn().expect("sh starts")
+        };
+        let mut client = start("sleep 60; true");
+        let mut idle = start("sleep 60; true");
+        let mut busy = start("timeout 60 sh -c 'while :; do :; done'; true");
+        let since = Timestamp::now();
+        let watched: Vec<Watched> = [None, Some(idle.id()), Some(busy.id())]
+            .into_iter()
+            .enumerate()
+            .map(|(n, server_pid)| Watched {
+                id: TaskId::derive("b", &n.to_string(), None),
+                attempt: 1,
+                pid: client.id(),
+                since,
+                output: "/nowhere".into(),
+                gpu_percent: None,
+                server_pid,
+            })
+            .collect();
+        let mut sampler = Sampler::new(Containment::cookie_only("server"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let signs = loop {
+            let signs = sampler.sample(&watched);
+            if signs[2].active_at > since || Instant::now() > deadline {
+                break signs;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        for child in [&mut client, &mut idle, &mut busy] {
+            let tree = processes();
+            for (pid, _) in tree.iter().filter(|(_, one)| one.parent == child.id()) {
+                // `timeout` hands it on.
+                let pid = rustix::process::Pid::from_raw(*pid as i32).expect("a pid");
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        assert!(signs[2].active_at > since, "its server works");
+        assert_eq!(signs[0].active_at, since);
+        assert_eq!(signs[1].active_at, since, "its server waits too");
     }
 }

@@ -8,6 +8,7 @@ pub mod activity;
 mod cgroup;
 mod containment;
 mod error;
+pub mod gpu_memory;
 mod launch;
 pub mod oom;
 mod process_tree;

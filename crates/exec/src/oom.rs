@@ -1,4 +1,5 @@
-//! Whether the kernel's out-of-memory killer was at work.
+//! Whether the kernel's out-of-memory killer was at work: main memory was short. GPU memory that is
+//! short kills nobody; see [`gpu_memory`](crate::gpu_memory).
 
 use std::fs;
 
@@ -15,7 +16,7 @@ pub fn kills() -> Option<u64> {
 pub fn suspicion(before: Option<u64>) -> &'static str {
     match (before, kills()) {
         (Some(before), Some(now)) if now > before => {
-            "; the kernel's out-of-memory killer was at work meanwhile (see `dmesg`): it needs more memory than there is"
+            "; the kernel's out-of-memory killer was at work meanwhile (see `dmesg`): it needs more main memory than there is"
         }
         _ => "",
     }

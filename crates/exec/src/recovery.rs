@@ -133,6 +133,11 @@ fn take_back(
     };
     // Read under the lock, after the tree is gone: nobody can write it any more.
     if let Some(record) = records::read(rig, &held.spec.batch, name.id, name.attempt)? {
+        if limits.durability.syncs() {
+            // What is read may be in memory alone: where an fsync of it has failed before, another
+            // one says nothing.
+            records::replace(rig, &record)?;
+        }
         return Ok(Some((held, record, true)));
     }
     let outcome = lost_outcome(name, &held.spec, limits.uncharged_attempts, why);

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rigor_queue::claim::{self, Held, Moved, Opened};
-use rigor_queue::lane::Lane;
+use rigor_queue::lane::{Lane, Move};
 use rigor_queue::name::FileName;
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
 use rigor_queue::records;
@@ -175,15 +175,9 @@ pub(crate) fn open(
 /// moves it on.
 pub(crate) fn move_on(rig: &Rig, held: Held, outcome: &Outcome) -> Result<Lane, ExecError> {
     let path = held.path().to_owned();
-    let (moved, lane) = match outcome {
-        Outcome::Succeeded => (held.complete(rig)?, Lane::Complete),
-        Outcome::Failed { .. } | Outcome::Cancelled { .. } => (held.fail(rig)?, Lane::Retry),
-        Outcome::Lost { .. } => {
-            held.requeue(rig, false)?;
-            (Moved::Done, Lane::Queue)
-        }
-    };
-    match moved {
+    let step = Move::after(outcome);
+    let lane = step.rule().to;
+    match held.end(rig, step)? {
         Moved::Done => Ok(lane),
         Moved::Gone => Err(ExecError::NotOurs {
             path,

@@ -66,13 +66,19 @@ impl Agent {
             return;
         }
         let used = self.device.as_ref().and_then(|it| it.last.utilization);
+        let server_pid = self.server_pid();
         let watched: Vec<Watched> = self
             .attempts
             .workers()
             .filter(|running| now - running.started >= YOUNG)
             .map(|running| {
                 let on_gpu = matches!(running.spec.class, Class::Script | Class::Llm);
-                running.watched(&self.rig, used.filter(|_| on_gpu))
+                Watched {
+                    // What a GPU does tells better, where it tells.
+                    server_pid: server_pid
+                        .filter(|_| running.spec.class == Class::Llm && used.is_none()),
+                    ..running.watched(&self.rig, used.filter(|_| on_gpu))
+                }
             })
             .collect();
         if watched.is_empty() {
@@ -82,6 +88,15 @@ impl Agent {
         self.signs.asked_at = Some(now);
         // The thread ends with this sender only, or by a panic that was reported.
         let _ = self.signs.requests.send(watched);
+    }
+
+    /// The first process of the model's runtime, while a model is served.
+    fn server_pid(&self) -> Option<u32> {
+        self.llm.served()?;
+        // The host replaces it with each runtime and removes it with the last.
+        let path = self.rig.agent_dir(&self.name).join("runtime.json");
+        let manifest = rigor_runtime::Manifest::read(&path).ok()??;
+        manifest.pid?.try_into().ok()
     }
 
     /// The thread has answered.

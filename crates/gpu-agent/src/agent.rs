@@ -23,7 +23,7 @@ use crate::activity::Signs;
 use crate::attempts::Attempts;
 use crate::beat::Beat;
 use crate::committer::Committer;
-use crate::device::{Device, SAMPLE_EVERY};
+use crate::device::{Device, Opening, SAMPLE_EVERY, SAMPLE_FIRST};
 use crate::event::Event;
 use crate::judged::Judged;
 use crate::lines::Lines;
@@ -31,6 +31,7 @@ use crate::llm::Llm;
 use crate::measured::Measured;
 use crate::queues::{CLASSES, Queues};
 use crate::reasons::Journal;
+use crate::sampler::{Opened, Sample};
 use crate::side::Side;
 use crate::stall;
 
@@ -122,6 +123,8 @@ pub(crate) struct Agent {
     pub(crate) queues: Queues,
     pub(crate) attempts: Attempts,
     pub(crate) device: Option<Device>,
+    /// In place of `device` until that can be opened.
+    pub(crate) opening: Option<Opening>,
     pub(crate) llm: Llm,
     pub(crate) measured: Measured,
     pub(crate) beat: Beat,
@@ -214,8 +217,9 @@ impl Agent {
             self.retry_postponed();
         }
         self.unload_when_drained();
+        self.watch_runtime(Instant::now());
         if self.stop != Stop::AtOnce {
-            self.measured.refresh();
+            self.refresh_needs();
             self.claim_all();
         }
         let now = Instant::now();
@@ -242,6 +246,7 @@ impl Agent {
                     self.stop = Stop::AtOnce;
                 }
             }
+            Event::Opened(result) => self.opened(result),
             Event::Reading(result) => self.read(result),
             Event::Activity(signs) => self.signs_read(signs),
             Event::Loaded(result) => self.loaded(result),
@@ -314,7 +319,23 @@ impl Agent {
         self.rescan_at = Some(self.rescanned + every.max(self.rescan_took * RESCAN_SHARE));
     }
 
-    fn read(&mut self, result: Result<crate::device::Sample, rigor_gpu::GpuError>) {
+    fn opened(&mut self, result: Result<Box<Opened>, rigor_gpu::GpuError>) {
+        match (self.opening.take(), result) {
+            (Some(mut opening), Err(error)) => {
+                opening.failed(&self.name, &error, Instant::now());
+                self.opening = Some(opening);
+            }
+            (Some(opening), Ok(opened)) => {
+                let device = opening.opened(&self.name, *opened);
+                self.measured.bound(device.ledger.budget_mb());
+                self.device = Some(device);
+            }
+            // Asked by an opening alone.
+            (None, _) => {}
+        }
+    }
+
+    fn read(&mut self, result: Result<Sample, rigor_gpu::GpuError>) {
         if let Ok(sample) = &result {
             self.note_sample(sample);
         }
@@ -322,6 +343,8 @@ impl Agent {
             return;
         };
         let changed = device.taken(result, Instant::now());
+        self.note_overdrafts();
+        let Some(device) = &self.device else { return };
         if !changed {
             return;
         }
@@ -341,6 +364,9 @@ impl Agent {
     }
 
     fn sample_if_due(&mut self, now: Instant) {
+        if let Some(opening) = &mut self.opening {
+            opening.retry(now);
+        }
         let running = self.attempts.of_class(Class::Script) > 0 || self.llm.served().is_some();
         // Memory of a task that has ended may take the driver a while to give back.
         let judged = self.judged.as_ref();
@@ -357,6 +383,11 @@ impl Agent {
         if device.sample_at.is_some_and(|at| at <= now) {
             device.request();
         }
+        device.sampler.hung_for("reading the GPU");
+        let every = match device.ledger.settling() {
+            Some(_) => SAMPLE_FIRST,
+            None => every,
+        };
         device.request_at(now + every);
     }
 
@@ -370,6 +401,11 @@ impl Agent {
             Some(now + LOOK_EVERY),
             Some(self.beat_due(now)),
             self.device.as_ref().and_then(|device| device.sample_at),
+            self.device
+                .as_ref()
+                .and_then(|device| device.sampler.overdue_at())
+                .filter(|at| *at > now),
+            self.opening.as_ref().and_then(Opening::due),
             // What is due already was looked at just now, and waits for something else.
             // In trouble nothing is looked at until it is over.
             self.queues.due(now).filter(|_| self.trouble.is_none()),
@@ -406,9 +442,13 @@ impl Agent {
                 because(Refusal::Backoff, &trouble.reason),
             );
         }
+        if let Some(opening) = &self.opening {
+            return (Health::Quarantined, Some(opening.ailment()));
+        }
         let ailment = self.device.as_ref().and_then(Device::ailment);
+        let lost = self.device.as_ref().is_some_and(Device::is_lost);
         match (ailment, &self.paused) {
-            (Some(lost), _) if lost.code == Refusal::GpuLost => (Health::Quarantined, Some(lost)),
+            (Some(ailment), _) if lost => (Health::Quarantined, Some(ailment)),
             (_, Some(reason)) => (Health::Paused, because(Refusal::Paused, reason)),
             (Some(ailment), None) => (Health::Constrained, Some(ailment)),
             (None, None) => (Health::Healthy, None),

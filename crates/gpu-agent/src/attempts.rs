@@ -16,20 +16,23 @@ use rigor_queue::task::Class;
 
 use crate::agent::Agent;
 use crate::committer::{Finished, Job};
-use crate::device::{SAMPLE_FIRST, Sample};
+use crate::device::SAMPLE_FIRST;
+use crate::memory::memory_words;
 
 /// A worker and what it holds.
 #[derive(Debug)]
 pub(crate) struct Attempt {
-    running: Running,
+    pub(crate) running: Running,
     /// Its part of the GPU's memory.
-    lease: Option<String>,
+    pub(crate) lease: Option<String>,
+    /// Its file's need was raised: it ran out of GPU memory before.
+    pub(crate) raised: bool,
     /// The GPU was read while it ran.
-    sampled: bool,
+    pub(crate) sampled: bool,
     /// Each of these readings told the memory of every process on the GPU.
-    attributed: bool,
+    pub(crate) attributed: bool,
     /// Another lease was there for a while, so what the whole GPU used does not tell its part.
-    shared: bool,
+    pub(crate) shared: bool,
     /// Its GPU or its model's runtime is gone: if it fails, that is not its fault.
     lost: Option<String>,
 }
@@ -37,7 +40,7 @@ pub(crate) struct Attempt {
 /// Everything that has begun here and is not with the committer yet.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts {
-    running: Vec<Attempt>,
+    pub(crate) running: Vec<Attempt>,
     /// The worker has exited, but its record cannot be written or its tree not be killed yet.
     unsettled: Vec<(Attempt, ExitStatus)>,
     /// No worker could be started, and the record of that cannot be written yet.
@@ -133,6 +136,7 @@ impl Agent {
     /// Forks a worker for a claimed task.
     pub(crate) fn start_attempt(&mut self, held: Held, lease: Option<String>) {
         let (name, class) = (held.name, held.spec.class);
+        let raised = held.spec.shape() != name.shape;
         let env = match self.task_environment(&held) {
             Ok(env) => env,
             Err(reason) => {
@@ -158,6 +162,7 @@ impl Agent {
                 let attempt = Attempt {
                     running,
                     lease,
+                    raised,
                     sampled: false,
                     attributed: true,
                     shared: false,
@@ -218,7 +223,7 @@ impl Agent {
             let served = self.llm.served().ok_or("no model is loaded any more")?;
             let base = served.base_url.trim_end_matches('/');
             set("RIGOR_LLM_URL", base);
-            set("RIGOR_LLM_MODEL", &served.model);
+            set("RIGOR_LLM_MODEL", &served.served_as);
             set("RIGOR_LLM_KIND", served.kind);
             set("OPENAI_BASE_URL", &format!("{base}/v1"));
             // Clients refuse to start without one; the server does not look at it.
@@ -302,6 +307,24 @@ impl Agent {
                 return self.in_trouble(&error.to_string());
             }
         }
+        if let Some(memory) = self.memory_had(&attempt, &record.outcome) {
+            let seen = peak_mb.map_or(String::new(), |mb| format!(", was seen to take {mb}MB"));
+            if let Outcome::Failed { reason, .. } = &mut record.outcome {
+                *reason = format!("{reason}; {}{seen}", memory_words(memory));
+            }
+            record.gpu_memory = Some(memory);
+            if let Err(error) = records::replace(&self.rig, &record) {
+                self.attempts.unsettled.push((attempt, status));
+                return self.in_trouble(&error.to_string());
+            }
+            if let Some(mb) = memory.leased_mb {
+                let key = attempt.running.spec.measured_as();
+                self.measured.ran_out(&key, mb);
+            }
+        }
+        if attempt.class() == Class::Llm {
+            self.llm_attempt_ended(&record.outcome);
+        }
         let succeeded = record.outcome == Outcome::Succeeded;
         let seconds = attempt.started().elapsed().as_secs_f64();
         let vram = record
@@ -325,8 +348,10 @@ impl Agent {
             let key = attempt.running.spec.measured_as();
             // A failure may have come before the memory was needed: it proves a peak to be at
             // least so much, but not that so much is enough.
-            if succeeded || self.measured.knows(&key) {
+            if succeeded {
                 self.measured.note(&key, mb);
+            } else {
+                self.measured.takes(&key, mb);
             }
         }
         self.give_back_memory(attempt.lease.as_deref());
@@ -338,50 +363,9 @@ impl Agent {
         });
     }
 
-    /// The most memory of the GPU that it was seen to use; 0 where it was looked at and surely had
-    /// none.
-    fn peak_of(&self, attempt: &Attempt) -> Option<u64> {
-        let (device, lease) = (self.device.as_ref()?, attempt.lease.as_deref()?);
-        let seen = device
-            .ledger
-            .measured(lease)
-            .map(|measured| measured.peak_mb);
-        let told = attempt.sampled && (attempt.attributed || !attempt.shared);
-        seen.or(told.then_some(0))
-    }
-
     pub(crate) fn give_back_memory(&mut self, lease: Option<&str>) {
         if let (Some(device), Some(lease)) = (&mut self.device, lease) {
             device.release(lease);
-        }
-    }
-
-    /// A reading came in: whoever runs on the GPU was seen.
-    pub(crate) fn note_sample(&mut self, sample: &Sample) {
-        // A list without anybody is also what a driver gives that does not tell.
-        let processes = &sample.reading.processes;
-        let attributed =
-            !processes.is_empty() && processes.iter().all(|process| process.used_mb.is_some());
-        for attempt in &mut self.attempts.running {
-            // Before its first process is there a worker is only about to start.
-            let stem = attempt.running.name.attempt_stem();
-            if attempt.lease.is_some()
-                && (sample.owners.values().any(|owner| *owner == stem)
-                    || attempt.running.started.elapsed() >= SAMPLE_FIRST)
-            {
-                attempt.sampled = true;
-                attempt.attributed &= attributed;
-            }
-        }
-    }
-
-    /// Leases have changed: whoever has company now cannot be measured by the whole GPU any more.
-    pub(crate) fn note_sharing(&mut self) {
-        let leases = self.device.as_ref().map(|it| it.ledger.leases().count());
-        if leases.is_some_and(|count| count > 1) {
-            for attempt in &mut self.attempts.running {
-                attempt.shared = true;
-            }
         }
     }
 

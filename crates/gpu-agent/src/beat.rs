@@ -112,7 +112,10 @@ impl Agent {
         let refused = self.refused(now);
         let idle = self.idle();
         Heartbeat {
-            health_reason: ailment.map(|verdict| verdict.detail),
+            health_reason: ailment.map(|verdict| verdict.detail).or_else(|| {
+                let near = self.device.as_ref()?.near?;
+                Some(format!("half of the slots are used: {near}"))
+            }),
             gpu: self.device.as_ref().map(crate::device::Device::beat),
             llm: self.llm.beat(now),
             idle_since: idle.is_some().then_some(self.last_work_at),

@@ -8,6 +8,7 @@ use rigor_queue::QueueError;
 use rigor_queue::claim::{self, Held};
 use rigor_queue::heartbeat::{Refusal, Verdict};
 use rigor_queue::name::FileName;
+use rigor_queue::records;
 use rigor_queue::rig::Place;
 use rigor_queue::task::{Class, Work};
 
@@ -85,6 +86,14 @@ impl Agent {
         Ok(Round::Again)
     }
 
+    /// Reads what needs follow from, where that has changed.
+    pub(crate) fn refresh_needs(&mut self) {
+        if self.measured.refresh() {
+            self.llm.measured_mb.gathered(self.measured.gathered());
+        }
+        self.llm.measured_mb.refresh(&self.config, Instant::now());
+    }
+
     fn list_candidates(&mut self, now: Instant) -> Result<Vec<Listed>, QueueError> {
         let config = &self.config;
         let loads = &self.llm.measured_mb;
@@ -93,6 +102,7 @@ impl Agent {
             agent: &self.name,
             measured: &self.measured,
             model_need: &model_need,
+            foreign_model_mb: self.foreign_model_mb(),
         };
         self.queues.candidates(&self.rig, now, &with)
     }
@@ -126,13 +136,11 @@ impl Agent {
                 return Ok(());
             }
         };
-        // The decision was made on the shape in the name: the content has to be of that shape.
-        if held.spec.shape() != name.shape {
-            let reason = format!(
-                "its name says that it needs {:08x}, its content {:08x}",
-                name.shape.0,
-                held.spec.shape().0
-            );
+        // The decision was made on the shape in the name: the content has to be of that shape, or a
+        // record says what it needs instead. One that cannot be read was read for the decision.
+        if let Err(QueueError::Untrusted { why: reason, .. }) =
+            records::raised_need(&self.rig, &held.spec, &name)
+        {
             tracing::warn!(task = %name.id, "Quarantined task file {name}: {reason}");
             self.queues.index(class).remove(&name);
             return held.quarantine(&self.rig, &reason);
@@ -199,15 +207,17 @@ impl Agent {
     ) -> Result<Option<String>, rigor_gpu::Short> {
         let (id, vram) = match needs {
             Needs::Script { vram, .. } => (held.name.attempt_stem(), *vram),
-            Needs::Load { vram, .. } => (crate::device::MODEL_LEASE.to_owned(), *vram),
+            Needs::Load { vram, .. } | Needs::Lend { vram, .. } => {
+                (crate::device::MODEL_LEASE.to_owned(), *vram)
+            }
             Needs::Contended
             | Needs::Elsewhere { .. }
             | Needs::Cpu { .. }
             | Needs::Llm { .. }
             | Needs::Unload { .. } => return Ok(None),
         };
-        // A load of what is loaded already has its memory.
-        if matches!(needs, Needs::Load { .. }) && self.llm.served().is_some() {
+        // What is loaded already, or kept for the load, has its memory.
+        if id == crate::device::MODEL_LEASE && (self.llm.served().is_some() || self.llm.is_lent()) {
             return Ok(None);
         }
         let Some(device) = &mut self.device else {
@@ -224,8 +234,7 @@ impl Agent {
 
     fn give_back(&mut self, lease: Option<&str>) {
         if let (Some(device), Some(lease)) = (&mut self.device, lease) {
-            // Nothing ran under it.
-            device.ledger.release(lease);
+            device.ledger.take_back(lease);
             device.request();
         }
     }
@@ -236,6 +245,7 @@ impl Agent {
         let what = match &held.spec.work {
             Work::LoadLlm { .. } => "load_llm",
             Work::UnloadLlm { .. } => "unload_llm",
+            Work::LendGpu { .. } => "lend_gpu",
             Work::Command { .. } | Work::Prompt(_) | Work::Plan(_) => &held.spec.name,
         };
         let memory = match (needs, &self.device) {
@@ -266,9 +276,13 @@ impl Agent {
         );
         self.worked(class);
         match &held.spec.work {
-            Work::LoadLlm { model, .. } => {
-                let model = model.clone();
-                self.start_load(held, &model);
+            Work::LoadLlm { model, lenders, .. } => {
+                let (model, lenders) = (model.clone(), lenders.clone());
+                self.start_load(held, &model, lenders);
+            }
+            Work::LendGpu { to, model, .. } => {
+                let (to, model) = (to.clone(), model.clone());
+                self.lend(held, model, to);
             }
             Work::UnloadLlm { .. } => self.start_unload(held),
             Work::Command { .. } | Work::Prompt(_) | Work::Plan(_) => {
@@ -295,6 +309,11 @@ impl Agent {
                     .leases()
                     .find(|(_, mb)| mb.is_none())
                     .map(|(id, _)| id.chars().take(8).collect()),
+                settling: device
+                    .ledger
+                    .settling()
+                    .map(|id| id.chars().take(8).collect()),
+                near_limit: device.near.map(|near| near.to_string()),
             }
         });
         AgentState {

@@ -1,16 +1,15 @@
 //! Makes records durable and moves tasks on, in a thread of its own: a slow disk holds no slot.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
 
 use rigor_exec::{ExecError, finish};
+use rigor_queue::claim;
 use rigor_queue::lane::Lane;
 use rigor_queue::name::FileName;
 use rigor_queue::record::AttemptRecord;
 use rigor_queue::records;
-use rigor_queue::rig::{Place, Rig};
+use rigor_queue::rig::Rig;
 use rigor_queue::submit::Durability;
 
 use crate::event::{Event, Farewell};
@@ -57,13 +56,11 @@ impl Committer {
         events: Sender<Event>,
     ) -> std::io::Result<Committer> {
         let (orders, inbox) = mpsc::channel();
-        let claims = rig.dir(Place::Processing(&agent));
         let worker = Worker {
             rig,
             agent,
             durability,
             events,
-            claims,
         };
         let thread = thread::Builder::new()
             .name("commit".to_owned())
@@ -122,7 +119,6 @@ struct Worker {
     agent: String,
     durability: Durability,
     events: Sender<Event>,
-    claims: PathBuf,
 }
 
 impl Worker {
@@ -172,12 +168,9 @@ impl Worker {
     }
 
     fn sync_claims(&self) {
-        if let Err(error) = File::open(&self.claims).and_then(|dir| dir.sync_all()) {
+        if let Err(error) = claim::sync_claims(&self.rig, &self.agent) {
             // A claim that is forgotten in a power cut costs a second run, never the task.
-            tracing::warn!(
-                "cannot make claims durable: fsync {}: {error}",
-                self.claims.display()
-            );
+            tracing::warn!("cannot make claims durable: {error}");
         }
     }
 }

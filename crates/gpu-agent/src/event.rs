@@ -9,7 +9,7 @@ use rigor_queue::watch::Wake;
 use rigor_runtime::{LoadError, Loaded, RuntimeEvent, UnloadError, Unloaded};
 
 use crate::committer::{Finished, Job};
-use crate::device::Sample;
+use crate::sampler::{Opened, Sample};
 
 /// Tells the dispatcher when the thread that holds it panics.
 pub(crate) struct Farewell {
@@ -34,6 +34,8 @@ pub(crate) enum Event {
     Child,
     /// SIGTERM or SIGINT.
     Terminate(&'static str),
+    /// The GPU was opened and read for the first time, or not.
+    Opened(Result<Box<Opened>, GpuError>),
     /// The GPU was read.
     Reading(Result<Sample, GpuError>),
     /// Signs of life of what runs.

@@ -1,7 +1,6 @@
 //! The agent's model: loads and unloads, their tasks, and what follows a failure.
 
-use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::{SignedDuration, Timestamp};
 use rigor_config::ModelKind;
@@ -10,23 +9,24 @@ use rigor_queue::claim::Held;
 use rigor_queue::heartbeat::LlmBeat;
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome, Peaks};
 use rigor_queue::records;
-use rigor_queue::task::Class;
-use rigor_runtime::{LoadError, Loaded, RuntimeEvent, UnloadError, Unloaded};
+use rigor_queue::task::{Class, Work};
+use rigor_runtime::{Backoff, LoadClass, LoadError, Loaded, UnloadError, Unloaded};
 
 use crate::agent::Agent;
 use crate::committer::Job;
 use crate::device::MODEL_LEASE;
-use crate::model::runtime_spec;
+use crate::lend::Lent;
+use crate::model::{ModelMemory, Room, runtime_spec};
+use crate::runtime_health::Trying;
 use crate::side::Ask;
+use crate::warm;
 
-/// The wait after a first failed load; it doubles with each further one.
-const BACKOFF_FIRST: Duration = Duration::from_secs(30);
-/// The longest wait between two loads of one model.
-const BACKOFF_MOST: Duration = Duration::from_secs(600);
 /// What serves llm tasks.
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) model: String,
+    /// What requests must name.
+    pub(crate) served_as: String,
     pub(crate) base_url: String,
     /// `chat` or `embedding`.
     pub(crate) kind: &'static str,
@@ -34,24 +34,38 @@ pub(crate) struct Served {
     slots: u32,
     load_ms: u64,
     since: Timestamp,
+    /// Agents whose GPUs it is on besides this one's.
+    lenders: Vec<String>,
 }
 
 /// A meta task that the agent works on, and when it began.
 #[derive(Debug)]
-struct Duty {
+pub(crate) struct Duty {
     held: Held,
     began: Instant,
     began_at: Timestamp,
 }
 
+impl Duty {
+    pub(crate) fn begin(held: Held) -> Duty {
+        Duty {
+            held,
+            began: Instant::now(),
+            began_at: Timestamp::now(),
+        }
+    }
+}
+
 #[derive(Debug)]
-enum Phase {
+pub(crate) enum Phase {
     Cold,
     Loading {
         model: String,
         duty: Duty,
+        lenders: Vec<String>,
     },
     Hot(Served),
+    Lent(Lent),
     Draining {
         model: String,
         duty: Duty,
@@ -68,29 +82,30 @@ enum Phase {
     },
 }
 
-#[derive(Debug)]
-struct Failure {
-    cause: String,
-    in_a_row: u32,
-    until: Instant,
-    until_at: Timestamp,
-}
-
 /// The agent's side of its runtime.
 #[derive(Debug)]
 pub(crate) struct Llm {
-    phase: Phase,
-    failures: HashMap<String, Failure>,
+    pub(crate) phase: Phase,
+    pub(crate) failures: Backoff,
+    /// What the load under way began with.
+    pub(crate) trying: Option<Trying>,
+    /// When an llm task last ended, or the model got hot; none where none runs.
+    pub(crate) progress_at: Option<Instant>,
+    /// When the files of failed loads are looked at again.
+    pub(crate) look_at: Option<Instant>,
     /// What each model was seen to take of the GPU's memory, MiB.
-    pub(crate) measured_mb: HashMap<String, u64>,
+    pub(crate) measured_mb: ModelMemory,
 }
 
 impl Llm {
     pub(crate) fn new() -> Llm {
         Llm {
             phase: Phase::Cold,
-            failures: HashMap::new(),
-            measured_mb: HashMap::new(),
+            failures: Backoff::default(),
+            trying: None,
+            progress_at: None,
+            look_at: None,
+            measured_mb: ModelMemory::default(),
         }
     }
 
@@ -98,6 +113,7 @@ impl Llm {
         match &self.phase {
             Phase::Hot(served) => Some(served),
             Phase::Cold
+            | Phase::Lent(_)
             | Phase::Loading { .. }
             | Phase::Draining { .. }
             | Phase::Unloading { .. }
@@ -111,8 +127,13 @@ impl Llm {
             | Phase::Draining { .. }
             | Phase::Unloading { .. }
             | Phase::Ended { .. } => true,
-            Phase::Cold | Phase::Hot(_) => false,
+            Phase::Cold | Phase::Hot(_) | Phase::Lent(_) => false,
         }
+    }
+
+    /// Its memory is leased for another agent's runtime, or for a load over several GPUs.
+    pub(crate) fn is_lent(&self) -> bool {
+        matches!(self.phase, Phase::Lent(_))
     }
 
     /// LLM slots: in all.
@@ -123,7 +144,8 @@ impl Llm {
     pub(crate) fn admission(&self, now: Instant, used: u32) -> LlmState {
         match &self.phase {
             Phase::Cold => LlmState::Cold,
-            Phase::Loading { model, duty } => LlmState::Loading {
+            Phase::Lent(lent) => lent.state(),
+            Phase::Loading { model, duty, .. } => LlmState::Loading {
                 model: model.clone(),
                 for_s: (now - duty.began).as_secs(),
             },
@@ -146,7 +168,7 @@ impl Llm {
 
     pub(crate) fn failed_loads(&self, now: Instant) -> Vec<FailedLoad> {
         let failed = self.failures.iter().map(|(model, failure)| FailedLoad {
-            model: model.clone(),
+            model: model.to_owned(),
             cause: failure.cause.clone(),
             retry_in_s: failure
                 .until
@@ -159,11 +181,7 @@ impl Llm {
 
     /// When the next backoff is over.
     pub(crate) fn retry_due(&self, now: Instant) -> Option<Instant> {
-        self.failures
-            .values()
-            .map(|failure| failure.until)
-            .filter(|until| *until > now)
-            .min()
+        self.failures.next_due(now)
     }
 
     pub(crate) fn beat(&self, now: Instant) -> LlmBeat {
@@ -175,22 +193,30 @@ impl Llm {
                     .filter(|(_, failure)| failure.until > now);
                 match failing.max_by_key(|(_, failure)| failure.until) {
                     Some((model, failure)) => LlmBeat::Failed {
-                        model: model.clone(),
+                        model: model.to_owned(),
                         cause: failure.cause.clone(),
-                        until: failure.until_at,
+                        until: Timestamp::now()
+                            + SignedDuration::try_from(failure.until - now).unwrap_or_default(),
                     },
                     None => LlmBeat::Cold,
                 }
             }
-            Phase::Loading { model, duty } => LlmBeat::Loading {
+            Phase::Lent(lent) => lent.beat(),
+            Phase::Loading {
+                model,
+                duty,
+                lenders,
+            } => LlmBeat::Loading {
                 model: model.clone(),
                 since: duty.began_at,
+                lenders: lenders.clone(),
             },
             Phase::Hot(served) => LlmBeat::Hot {
                 model: served.model.clone(),
                 slots: served.slots,
                 load_ms: served.load_ms,
                 since: served.since,
+                lenders: served.lenders.clone(),
             },
             Phase::Draining { model, .. } => LlmBeat::Draining {
                 model: model.clone(),
@@ -200,32 +226,12 @@ impl Llm {
             },
         }
     }
-
-    fn failed(&mut self, model: &str, cause: &str) -> Duration {
-        let in_a_row = self
-            .failures
-            .get(model)
-            .map_or(1, |failure| failure.in_a_row + 1);
-        let doubled = BACKOFF_FIRST.saturating_mul(1 << (in_a_row - 1).min(16));
-        let wait = doubled.min(BACKOFF_MOST);
-        let failure = Failure {
-            cause: cause.to_owned(),
-            in_a_row,
-            until: Instant::now() + wait,
-            until_at: Timestamp::now() + SignedDuration::try_from(wait).unwrap_or_default(),
-        };
-        self.failures.insert(model.to_owned(), failure);
-        wait
-    }
 }
 
 impl Agent {
-    pub(crate) fn start_load(&mut self, held: Held, model: &str) {
-        let duty = Duty {
-            held,
-            began: Instant::now(),
-            began_at: Timestamp::now(),
-        };
+    /// Loads over this agent's GPU and those that `lenders` lend.
+    pub(crate) fn start_load(&mut self, held: Held, model: &str, lenders: Vec<String>) {
+        let duty = Duty::begin(held);
         if self
             .llm
             .served()
@@ -239,36 +245,57 @@ impl Agent {
             };
             return self.commit_duty(duty, record);
         }
-        let quiet = self.attempts.of_class(Class::Script) == 0;
-        let spec = match (self.config.model(model), self.port) {
-            (Ok(model), Some(port)) => runtime_spec(&self.config, model, port, quiet),
+        let quiet = self.attempts.of_class(Class::Script) == 0 && self.are_quiet(&lenders);
+        let more_gpus = match self.lent_gpus(model, &lenders) {
+            Ok(uuids) => uuids,
+            Err(why) => return self.load_failed(model, duty, &why),
+        };
+        let mut spec = match (self.config.model(model), self.port) {
+            (Ok(model), Some(port)) => runtime_spec(&self.config, model, port, self.room(), quiet),
             (Err(error), _) => return self.load_failed(model, duty, &error.to_string()),
             (Ok(_), None) => return self.load_failed(model, duty, "this agent has no GPU"),
         };
-        tracing::info!(task = %duty.held.name.id, "Loading {model} on {}", self.name);
+        spec.more_gpus = more_gpus;
+        self.llm.trying = Some(Trying::new(&spec, self.room()));
+        let over = match lenders.as_slice() {
+            [] => String::new(),
+            lenders => format!(" over its GPU and those of {}", lenders.join(", ")),
+        };
+        tracing::info!(task = %duty.held.name.id, "Loading {model} on {}{over}", self.name);
         self.llm.phase = Phase::Loading {
             model: model.to_owned(),
             duty,
+            lenders,
         };
         self.side.ask(Ask::Load(Box::new(spec)));
     }
 
     pub(crate) fn loaded(&mut self, result: Result<Loaded, LoadError>) {
-        let Phase::Loading { model, duty } = std::mem::replace(&mut self.llm.phase, Phase::Cold)
+        let Phase::Loading {
+            model,
+            duty,
+            lenders,
+        } = std::mem::replace(&mut self.llm.phase, Phase::Cold)
         else {
             return tracing::error!("The runtime reports a load that nobody asked for: {result:?}");
         };
         let loaded = match result {
             Ok(loaded) => loaded,
             Err(error) => {
-                let cause = error.cause.to_string();
                 if let Some(left) = &error.left_behind {
                     self.quarantine_gpu(&left.to_string());
                 }
-                return self.load_failed(&model, duty, &cause);
+                return self.load_failed_as(
+                    &model,
+                    duty,
+                    error.cause.class(),
+                    &error.cause.to_string(),
+                );
             }
         };
-        self.llm.failures.remove(&model);
+        self.llm.failures.succeeded(&model);
+        self.llm.trying = None;
+        self.note_loaded(&loaded);
         let took = loaded.vram_delta_mb.and_then(|mb| u64::try_from(mb).ok());
         if let Some(mb) = took {
             self.llm.measured_mb.insert(model.clone(), mb);
@@ -276,56 +303,70 @@ impl Agent {
         if let Some(device) = &mut self.device {
             // Without a measurement the estimate stands.
             if let Some(mb) = took {
-                device.ledger.settle(MODEL_LEASE, mb);
+                let gpus = 1 + lenders.len() as u64;
+                device.ledger.settle(MODEL_LEASE, mb.div_ceil(gpus));
             }
             device.request();
         }
-        let entry = self.config.model(&model);
-        let kind = match entry.as_ref().map(|entry| entry.kind) {
-            Ok(ModelKind::Embedding) => "embedding",
-            Ok(ModelKind::Chat) | Err(_) => "chat",
-        };
-        let tier = entry.map_or(0, |entry| entry.tier);
         tracing::info!(
             model = %model,
             "model ready in {} - {} is now HOT",
             seconds(loaded.load_ms),
             self.name
         );
+        self.serve(loaded, Timestamp::now(), lenders);
+        self.end_duty(duty, Outcome::Succeeded, took);
+    }
+
+    /// `loaded` serves llm tasks from now on.
+    pub(crate) fn serve(&mut self, loaded: Loaded, since: Timestamp, lenders: Vec<String>) {
+        let entry = self.config.model(&loaded.model);
+        let kind = match entry.as_ref().map(|entry| entry.kind) {
+            Ok(ModelKind::Embedding) => "embedding",
+            Ok(ModelKind::Chat) | Err(_) => "chat",
+        };
+        let tier = entry.map_or(0, |entry| entry.tier);
         self.llm.phase = Phase::Hot(Served {
-            model,
+            model: loaded.model,
+            served_as: loaded.served_as,
             base_url: loaded.base_url,
             kind,
             tier,
             slots: loaded.slots,
             load_ms: loaded.load_ms,
-            since: Timestamp::now(),
+            since,
+            lenders,
         });
-        self.end_duty(duty, Outcome::Succeeded, took);
     }
 
     fn load_failed(&mut self, model: &str, duty: Duty, cause: &str) {
+        self.load_failed_as(model, duty, LoadClass::Transient, cause);
+    }
+
+    fn load_failed_as(&mut self, model: &str, duty: Duty, class: LoadClass, cause: &str) {
         self.release_model_memory();
-        let wait = self.llm.failed(model, cause);
+        let advice = self.note_failed_load(model, class, cause);
         tracing::error!(
             model = %model,
-            "Load of {model} on {} failed: {cause}; not tried again for {}s",
-            self.name,
-            wait.as_secs()
+            "Load of {model} on {} failed: {cause}; {advice}",
+            self.name
         );
         let outcome = Outcome::Failed {
             kind: FailureKind::LoadFailed,
-            reason: format!("load {model}: {cause}"),
+            reason: format!("load {model}: {cause}; {advice}"),
         };
         self.end_duty(duty, outcome, None);
     }
 
     pub(crate) fn start_unload(&mut self, held: Held) {
-        let duty = Duty {
-            held,
-            began: Instant::now(),
-            began_at: Timestamp::now(),
-        };
+        if let Work::UnloadLlm {
+            next: Some(next), ..
+        } = &held.spec.work
+            && let Ok(model) = self.config.model(next)
+        {
+            warm::start(model);
+        }
+        let duty = Duty::begin(held);
         match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
             Phase::Hot(served) => {
                 tracing::info!("Unloading {} from {}", served.model, self.name);
@@ -335,7 +376,8 @@ impl Agent {
                 };
                 self.unload_when_drained();
             }
-            // Admission lets an unload through only when hot or cold.
+            Phase::Lent(lent) => self.end_lend(&lent, duty),
+            // Admission lets an unload through only when hot, lent or cold.
             other => {
                 self.llm.phase = other;
                 self.end_duty(duty, Outcome::Succeeded, None);
@@ -400,66 +442,6 @@ impl Agent {
         }
     }
 
-    /// The runtime did something by itself.
-    pub(crate) fn runtime_event(&mut self, event: RuntimeEvent) {
-        match event {
-            // Told by the answers to what was asked.
-            RuntimeEvent::Ready(_) | RuntimeEvent::Failed { .. } | RuntimeEvent::Unloaded(_) => {}
-            RuntimeEvent::Stuck { model, cause } => {
-                let reason = format!("the runtime of {model} cannot be removed: {cause}");
-                self.quarantine_gpu(&reason);
-                let outcome = Outcome::Failed {
-                    kind: FailureKind::LoadFailed,
-                    reason,
-                };
-                self.runtime_removed(outcome);
-            }
-            RuntimeEvent::Removed { model } => {
-                tracing::info!(model = %model, "{} is now COLD", self.name);
-                self.runtime_removed(Outcome::Succeeded);
-            }
-            RuntimeEvent::Exited {
-                model,
-                status,
-                cause,
-            } => {
-                let wait = self.llm.failed(&model, &format!("{cause} ({status})"));
-                tracing::error!(
-                    model = %model,
-                    "The runtime of {model} ended by itself: {cause} ({status}); {} removes what it left, and does not load it again for {}s",
-                    self.name,
-                    wait.as_secs()
-                );
-                self.lose_llm_attempts(&format!("the runtime of {model} ended by itself: {cause}"));
-                self.llm.phase = match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
-                    Phase::Hot(_) => Phase::Ended { model, duty: None },
-                    Phase::Draining { duty, .. } => Phase::Ended {
-                        model,
-                        duty: Some(duty),
-                    },
-                    // An unload that was asked for meanwhile is answered when this is over.
-                    other @ (Phase::Cold
-                    | Phase::Loading { .. }
-                    | Phase::Unloading { .. }
-                    | Phase::Ended { .. }) => other,
-                };
-            }
-        }
-    }
-
-    /// The host is done with what a runtime left that ended by itself.
-    fn runtime_removed(&mut self, outcome: Outcome) {
-        match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
-            Phase::Ended { duty, .. } => {
-                self.release_model_memory();
-                if let Some(duty) = duty {
-                    self.end_duty(duty, outcome, None);
-                }
-            }
-            other => self.llm.phase = other,
-        }
-    }
-
     /// The GPU is gone: the runtime has nothing to serve with.
     pub(crate) fn abandon_model(&mut self) {
         if let Phase::Hot(served) = &self.llm.phase {
@@ -476,7 +458,7 @@ impl Agent {
         let duty = match std::mem::replace(&mut self.llm.phase, Phase::Cold) {
             Phase::Loading { duty, .. } | Phase::Draining { duty, .. } => Some(duty),
             Phase::Unloading { duty, .. } | Phase::Ended { duty, .. } => duty,
-            Phase::Cold | Phase::Hot(_) => None,
+            Phase::Cold | Phase::Hot(_) | Phase::Lent(_) => None,
         };
         if let Some(duty) = duty {
             let reason = format!("agent {} is shutting down", self.name);
@@ -484,13 +466,23 @@ impl Agent {
         }
     }
 
-    fn release_model_memory(&mut self) {
+    /// The memory of the agent's GPU as last read.
+    pub(crate) fn room(&self) -> Option<Room> {
+        let device = self.device.as_ref()?;
+        Some(Room {
+            total_mb: device.last.total_mb,
+            free_mb: device.last.free_mb,
+            share: device.limits.vram_share,
+        })
+    }
+
+    pub(crate) fn release_model_memory(&mut self) {
         if let Some(device) = &mut self.device {
             device.release(MODEL_LEASE);
         }
     }
 
-    fn end_duty(&mut self, duty: Duty, outcome: Outcome, vram_mb: Option<u64>) {
+    pub(crate) fn end_duty(&mut self, duty: Duty, outcome: Outcome, vram_mb: Option<u64>) {
         let record = self.duty_record(&duty, outcome, vram_mb);
         self.commit_duty(duty, record);
     }
@@ -527,30 +519,5 @@ fn seconds(ms: u64) -> String {
         format!("{:.1}s", ms as f64 / 1000.0)
     } else {
         format!("{}s", ms / 1000)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_backoff_of_a_model_doubles_to_ten_minutes_and_is_its_own() {
-        let mut llm = Llm::new();
-        let waits: Vec<u64> = (0..7)
-            .map(|_| llm.failed("a", "no file").as_secs())
-            .collect();
-        assert_eq!(waits, [30, 60, 120, 240, 480, 600, 600]);
-        assert_eq!(llm.failed("b", "no file").as_secs(), 30);
-        let now = Instant::now();
-        assert!(matches!(llm.beat(now), LlmBeat::Failed { model, .. } if model == "a"));
-        assert!(llm.retry_due(now).is_some());
-        let later = now + BACKOFF_MOST + BACKOFF_FIRST;
-        assert_eq!(llm.beat(later), LlmBeat::Cold);
-        assert!(
-            llm.failed_loads(later)
-                .iter()
-                .all(|failed| failed.retry_in_s == 0)
-        );
     }
 }

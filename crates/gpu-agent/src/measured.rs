@@ -1,29 +1,33 @@
 //! What tasks were seen to take of GPU memory.
+//!
+//! A task name's need is its highest measured peak and a margin ([`PEAK_MARGIN_PERCENT`]): readings
+//! are a second apart, so a peak may be missed. Peaks are kept in `brain/measured.json`, by plan and
+//! task. A peak counts as measured once an attempt has succeeded; but that more was taken than the
+//! need was, or that it did not suffice, counts at once, for what is queued too.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use rigor_models::Measurements;
 use rigor_policy::admission::VramNeed;
 use rigor_policy::fit::PEAK_MARGIN_PERCENT;
+use rigor_policy::retry;
+use rigor_queue::record::RaisedNeed;
 use rigor_queue::task::Vram;
-use serde::Deserialize;
 
 /// Peaks by `plan/task`: this agent's own, and what the brain has gathered from all.
 #[derive(Debug)]
 pub(crate) struct Measured {
     path: PathBuf,
     modified: Option<SystemTime>,
-    gathered: HashMap<String, Entry>,
+    gathered: Measurements,
     own: HashMap<String, u64>,
-}
-
-/// An entry of `brain/measured.json`, which the brain writes.
-#[derive(Debug, Deserialize)]
-struct Entry {
-    #[serde(default)]
-    vram_mb: Option<u64>,
+    /// So much is surely needed, by attempts that are not over or have failed; MiB.
+    least: HashMap<String, u64>,
+    /// What this agent's GPU has for tasks, MiB.
+    budget_mb: u64,
 }
 
 impl Measured {
@@ -31,9 +35,16 @@ impl Measured {
         Measured {
             path,
             modified: None,
-            gathered: HashMap::new(),
+            gathered: Measurements::default(),
             own: HashMap::new(),
+            least: HashMap::new(),
+            budget_mb: u64::MAX,
         }
+    }
+
+    /// The GPU is known: no need is raised over what it has for tasks.
+    pub(crate) fn bound(&mut self, budget_mb: u64) {
+        self.budget_mb = budget_mb;
     }
 
     /// Reads the brain's file again if it has changed. `false`: it has not.
@@ -60,32 +71,70 @@ impl Measured {
         true
     }
 
+    /// What the brain has gathered from all agents.
+    pub(crate) fn gathered(&self) -> &Measurements {
+        &self.gathered
+    }
+
     /// An attempt of `key` was seen to use `mb` at most.
     pub(crate) fn note(&mut self, key: &str, mb: u64) {
         let peak = self.own.entry(key.to_owned()).or_insert(mb);
         *peak = (*peak).max(mb);
+        // Its own peak is better known than that what it had did not suffice.
+        self.least.remove(key);
     }
 
-    /// Whether anything is known of `key`.
-    pub(crate) fn knows(&self, key: &str) -> bool {
-        self.peak(key).is_some()
+    /// An attempt of `key` that runs takes `mb`: the peak is that at least.
+    pub(crate) fn takes(&mut self, key: &str, mb: u64) {
+        let least = self.least.entry(key.to_owned()).or_insert(mb);
+        *least = (*least).max(mb);
+    }
+
+    /// `leased_mb` did not suffice for an attempt of `key`.
+    pub(crate) fn ran_out(&mut self, key: &str, leased_mb: u64) {
+        // The margin is for what was not seen of a peak; this was not seen at all.
+        let raised = retry::raised_mb(leased_mb, self.budget_mb);
+        self.takes(key, raised * 100 / (100 + PEAK_MARGIN_PERCENT));
     }
 
     /// What a task of `key` with that policy needs.
     pub(crate) fn need(&self, vram: Vram, key: &str) -> VramNeed {
-        let measured = || self.peak(key).map(|mb| mb + mb * PEAK_MARGIN_PERCENT / 100);
+        let measured = || self.peak(key).map(with_margin);
         let known = match vram {
-            Vram::Fixed { mb } => Some(mb),
+            Vram::Fixed { mb } => return VramNeed::Mb(mb),
             Vram::Infer => measured(),
             Vram::Default { estimate_mb } => measured().or(estimate_mb),
         };
-        known.map_or(VramNeed::Alone, VramNeed::Mb)
+        let least = self.least.get(key).map_or(0, |mb| with_margin(*mb));
+        // More than there is in all cannot be had; alone it has all there is.
+        match known {
+            None => VramNeed::Alone,
+            Some(mb) if least > mb => VramNeed::Mb(least.min(self.budget_mb).max(mb)),
+            Some(mb) => VramNeed::Mb(mb),
+        }
+    }
+
+    /// What a task of `key` needs that has run out of GPU memory.
+    pub(crate) fn raised(&self, need: RaisedNeed, vram: Vram, key: &str) -> VramNeed {
+        match (need, self.need(vram, key)) {
+            // Other attempts may have shown meanwhile that it takes more.
+            (RaisedNeed::Mb { mb }, VramNeed::Mb(known)) => VramNeed::Mb(mb.max(known)),
+            (RaisedNeed::Mb { mb }, VramNeed::Alone) => VramNeed::Mb(mb),
+            (RaisedNeed::Alone { budget_mb }, _) if budget_mb > self.budget_mb => {
+                VramNeed::Mb(budget_mb)
+            }
+            (RaisedNeed::Alone { .. }, _) => VramNeed::Alone,
+        }
     }
 
     fn peak(&self, key: &str) -> Option<u64> {
         let gathered = self.gathered.get(key).and_then(|entry| entry.vram_mb);
         gathered.max(self.own.get(key).copied())
     }
+}
+
+fn with_margin(peak_mb: u64) -> u64 {
+    peak_mb + peak_mb * PEAK_MARGIN_PERCENT / 100
 }
 
 #[cfg(test)]
@@ -120,5 +169,69 @@ mod tests {
         assert!(measured.refresh() && !measured.refresh());
         assert_eq!(measured.need(Vram::Infer, "p/t"), VramNeed::Mb(2200));
         assert_eq!(measured.need(Vram::Infer, "p/u"), VramNeed::Alone);
+    }
+
+    #[test]
+    fn more_than_the_need_counts_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut measured = Measured::new(dir.path().join("measured.json"));
+        measured.bound(4000);
+        let default = Vram::Default {
+            estimate_mb: Some(900),
+        };
+        measured.takes("p/t", 500);
+        assert_eq!(
+            measured.need(default, "p/t"),
+            VramNeed::Mb(900),
+            "it is not over"
+        );
+        assert_eq!(measured.need(Vram::Infer, "p/t"), VramNeed::Alone);
+        measured.takes("p/t", 2000);
+        assert_eq!(measured.need(default, "p/t"), VramNeed::Mb(2200));
+        assert_eq!(measured.need(Vram::Fixed { mb: 5 }, "p/t"), VramNeed::Mb(5));
+        measured.takes("p/t", 3900);
+        assert_eq!(
+            measured.need(default, "p/t"),
+            VramNeed::Mb(4000),
+            "all there is"
+        );
+        measured.note("p/t", 1000);
+        assert_eq!(
+            measured.need(default, "p/t"),
+            VramNeed::Mb(1100),
+            "it succeeded with that"
+        );
+
+        measured.ran_out("p/t", 1100);
+        let VramNeed::Mb(after) = measured.need(default, "p/t") else {
+            panic!("known");
+        };
+        assert!((1640..=1650).contains(&after), "{after}");
+    }
+
+    #[test]
+    fn a_raised_need_stands_in_for_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut measured = Measured::new(dir.path().join("measured.json"));
+        measured.bound(4000);
+        let fixed = Vram::Fixed { mb: 1000 };
+        let mb = |mb| RaisedNeed::Mb { mb };
+        let alone = |budget_mb| RaisedNeed::Alone { budget_mb };
+        assert_eq!(measured.raised(mb(1500), fixed, "p/t"), VramNeed::Mb(1500));
+        assert_eq!(
+            measured.raised(mb(1500), Vram::Infer, "p/t"),
+            VramNeed::Mb(1500)
+        );
+        assert_eq!(measured.raised(alone(4000), fixed, "p/t"), VramNeed::Alone);
+        assert_eq!(
+            measured.raised(alone(4001), fixed, "p/t"),
+            VramNeed::Mb(4001),
+            "never here"
+        );
+        measured.note("p/t", 2000);
+        assert_eq!(
+            measured.raised(mb(1500), Vram::Infer, "p/t"),
+            VramNeed::Mb(2200)
+        );
     }
 }

@@ -1,52 +1,120 @@
 //! A model of the catalogue: what it needs, and how it is served.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use rigor_config::{Config, Model, ModelKind, Serving};
+use rigor_models::{Catalogue, Found, Measurements};
 use rigor_policy::admission::VramNeed;
 use rigor_runtime::{ModelSpec, RuntimeProgram};
 
-/// A model file takes so much more memory than it has bytes, percent: the cache of its context and
-/// buffers. Replaced by what the first load is seen to take.
-const FILE_OVERHEAD_PERCENT: u64 = 15;
-/// And so much at least, MiB.
-const FILE_OVERHEAD_MB: u64 = 256;
+/// What is known of the memory that models take.
+#[derive(Debug, Default)]
+pub(crate) struct ModelMemory {
+    /// As seen here, MB.
+    own: HashMap<String, u64>,
+    catalogue: Catalogue,
+    gathered: Measurements,
+}
 
-/// What a model needs of the GPU's memory: as seen here, as configured, or by its file's size.
-pub(crate) fn model_need(
-    config: &Config,
-    measured_mb: &HashMap<String, u64>,
-    model: &str,
-) -> VramNeed {
-    if let Some(mb) = measured_mb.get(model) {
-        return VramNeed::Mb(*mb);
+impl ModelMemory {
+    /// A model was seen to take, or is taken to need, so many MB.
+    pub(crate) fn insert(&mut self, model: String, mb: u64) {
+        self.own.insert(model, mb);
     }
+
+    /// Takes what the brain has gathered from all agents.
+    pub(crate) fn gathered(&mut self, gathered: &Measurements) {
+        self.gathered = gathered.clone();
+    }
+
+    /// Looks, now and then, whether models' files have changed.
+    pub(crate) fn refresh(&mut self, config: &Config, now: Instant) {
+        self.catalogue.refresh(&config.models, now);
+    }
+}
+
+/// What a model needs of the memory of all its GPUs together: as seen here, else by an agent that
+/// served it alike, else as configured, else as its files say.
+pub(crate) fn model_need(config: &Config, memory: &ModelMemory, model: &str) -> VramNeed {
     // One that is in no catalogue is claimed, so that the load fails by name.
     let Ok(model) = config.model(model) else {
         return VramNeed::Mb(0);
     };
-    if let Some(mb) = model.vram_mb {
-        return VramNeed::Mb(u64::from(mb));
+    // It takes the share of the GPU that is chosen for it and not what its model needs, so that a
+    // measurement of the last share says nothing of the next.
+    if matches!(model.serving, Serving::Vllm { .. }) && model.vram_mb.is_none() {
+        return VramNeed::Alone;
     }
-    match model.file().map(std::fs::metadata) {
-        Some(Ok(meta)) => {
-            let mb = meta.len().div_ceil(1 << 20);
-            VramNeed::Mb(mb + (mb * FILE_OVERHEAD_PERCENT / 100).max(FILE_OVERHEAD_MB))
-        }
-        // Likewise one whose file is missing.
-        Some(Err(_)) => VramNeed::Mb(0),
+    let own = memory.own.get(&model.id).copied();
+    let measured = own.or_else(|| memory.gathered.vram_mb(model));
+    match memory.catalogue.need(model, measured) {
+        Some(need) => VramNeed::Mb(need.mb),
+        // Likewise one whose file cannot be used.
+        None if matches!(memory.catalogue.found(&model.id), Found::Problem(_)) => VramNeed::Mb(0),
         None => VramNeed::Alone,
     }
 }
 
-/// What the runtime's host is to start for a model of the catalogue.
+/// The models whose runtimes an agent takes over from its predecessor, as it would start them: on
+/// its own GPU alone.
+pub(crate) fn adoptable(config: &Config, port: u16) -> Vec<ModelSpec> {
+    let models = config.models.iter().filter(|model| model.split_gpu == 1);
+    models
+        .map(|model| runtime_spec(config, model, port, None, true))
+        .collect()
+}
+
+/// The memory of the GPU that a model is to be loaded on; of several, of the smallest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// All of it, MiB.
+    pub(crate) total_mb: u64,
+    /// What nobody uses now, MiB.
+    pub(crate) free_mb: u64,
+    /// The share that tasks may use, 0 to 1.
+    pub(crate) share: f64,
+}
+
+/// The share of each GPU's memory that vLLM is told to take, which it takes at once and whole. What
+/// rig.toml promises the ledger for the model, spread over its GPUs; without that the share that
+/// tasks may use, as it then has the GPU alone, but not more than is free: vLLM refuses to start
+/// with less free than its share. A few thousandths less, as it counts what its start itself takes.
+fn memory_share(vram_mb: Option<u32>, gpus: u32, room: Room) -> f64 {
+    const MARGIN: f64 = 0.01;
+    let of_total = |mb: f64| mb / (room.total_mb.max(1) as f64);
+    let share = match vram_mb {
+        Some(mb) => of_total(f64::from(mb) / f64::from(gpus.max(1))),
+        None => room.share.min(of_total(room.free_mb as f64) - MARGIN),
+    };
+    (share * 1000.0).floor().clamp(1.0, 1000.0) / 1000.0
+}
+
+/// What the runtime's host is to start for a model of the catalogue, on the agent's own GPU alone.
 ///
+/// `room`: where the GPU can be read.
 /// `quiet`: nothing else on the GPU can end during the load, so that its memory proves it.
-pub(crate) fn runtime_spec(config: &Config, model: &Model, port: u16, quiet: bool) -> ModelSpec {
+pub(crate) fn runtime_spec(
+    config: &Config,
+    model: &Model,
+    port: u16,
+    room: Option<Room>,
+    quiet: bool,
+) -> ModelSpec {
     let program = match &model.serving {
         Serving::LlamaServer { file } => RuntimeProgram::LlamaServer {
             program: config.runtime.llama_server.clone(),
             file: file.clone(),
+            args: model.args.clone(),
+        },
+        Serving::Ollama { reference } => RuntimeProgram::Ollama {
+            program: config.runtime.ollama.clone(),
+            reference: reference.clone(),
+        },
+        Serving::Vllm { reference } => RuntimeProgram::Vllm {
+            program: config.runtime.vllm.clone(),
+            reference: reference.clone(),
+            memory_share: room.map(|room| memory_share(model.vram_mb, model.split_gpu, room)),
             args: model.args.clone(),
         },
         Serving::Command { words, file, .. } => RuntimeProgram::Command {
@@ -68,6 +136,7 @@ pub(crate) fn runtime_spec(config: &Config, model: &Model, port: u16, quiet: boo
             .map(|tokens| (tokens / model.slots.max(1)).max(1)),
         env: model.env.clone().into_iter().collect(),
         load_timeout: config.load_timeout(model),
+        more_gpus: Vec::new(),
         vram_mb: model.vram_mb.map(u64::from),
         prove_vram: quiet,
     }

@@ -9,6 +9,8 @@ use rigor_queue::claim;
 use rigor_queue::heartbeat::{Refusal, Verdict};
 use rigor_queue::index::Index;
 use rigor_queue::name::{FileName, Shape};
+use rigor_queue::record::RaisedNeed;
+use rigor_queue::records;
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::task::{Class, TaskSpec, Vram, Work};
 use rigor_queue::{QueueError, Result};
@@ -43,6 +45,8 @@ pub(crate) struct ShapeInfo {
     model: Option<String>,
     min_tier: Option<u32>,
     vram: Vram,
+    /// In place of `vram`.
+    raised: Option<RaisedNeed>,
     measured_as: String,
     meta: Option<Meta>,
 }
@@ -52,6 +56,15 @@ enum Meta {
     Load {
         model: String,
         eligible: Vec<String>,
+        /// GPUs that it is loaded over.
+        gpus: u32,
+        expires: Timestamp,
+    },
+    Lend {
+        agent: String,
+        to: String,
+        model: String,
+        gpus: u32,
         expires: Timestamp,
     },
     Unload {
@@ -71,6 +84,18 @@ pub(crate) struct Knowledge<'a> {
     pub(crate) agent: &'a str,
     pub(crate) measured: &'a Measured,
     pub(crate) model_need: &'a dyn Fn(&str) -> VramNeed,
+    /// What the runtime of another agent has of this one's GPU, MiB.
+    pub(crate) foreign_model_mb: u64,
+}
+
+/// What a model over so many GPUs needs of each, beside what it has of this one already.
+fn share(whole: VramNeed, gpus: u32, has_mb: u64) -> VramNeed {
+    match whole {
+        VramNeed::Mb(mb) => {
+            VramNeed::Mb(mb.div_ceil(u64::from(gpus.max(1))).saturating_sub(has_mb))
+        }
+        VramNeed::Alone => VramNeed::Alone,
+    }
 }
 
 impl ShapeInfo {
@@ -79,13 +104,28 @@ impl ShapeInfo {
             Work::LoadLlm {
                 model,
                 eligible,
+                lenders,
                 expires,
             } => Some(Meta::Load {
                 model: model.clone(),
                 eligible: eligible.clone(),
+                gpus: 1 + lenders.len() as u32,
                 expires: *expires,
             }),
-            Work::UnloadLlm { agent } => Some(Meta::Unload {
+            Work::LendGpu {
+                agent,
+                to,
+                model,
+                gpus,
+                expires,
+            } => Some(Meta::Lend {
+                agent: agent.clone(),
+                to: to.clone(),
+                model: model.clone(),
+                gpus: *gpus,
+                expires: *expires,
+            }),
+            Work::UnloadLlm { agent, .. } => Some(Meta::Unload {
                 agent: agent.clone(),
             }),
             Work::Command { .. } | Work::Prompt(_) | Work::Plan(_) => None,
@@ -96,6 +136,7 @@ impl ShapeInfo {
             model: spec.model.clone(),
             min_tier: spec.min_tier,
             vram: spec.vram,
+            raised: None,
             measured_as: spec.measured_as(),
             meta,
         }
@@ -112,6 +153,7 @@ impl ShapeInfo {
                 Some(Meta::Load {
                     model,
                     eligible,
+                    gpus,
                     expires,
                 }),
                 _,
@@ -119,7 +161,23 @@ impl ShapeInfo {
                 model: model.clone(),
                 eligible: eligible.clone(),
                 expired: *expires <= Timestamp::now(),
-                vram: (with.model_need)(model),
+                vram: share((with.model_need)(model), *gpus, 0),
+            },
+            (
+                Some(Meta::Lend {
+                    agent,
+                    to,
+                    model,
+                    gpus,
+                    expires,
+                }),
+                _,
+            ) => Needs::Lend {
+                agent: agent.clone(),
+                to: to.clone(),
+                model: model.clone(),
+                expired: *expires <= Timestamp::now(),
+                vram: share((with.model_need)(model), *gpus, with.foreign_model_mb),
             },
             (Some(Meta::Unload { agent }), _) => Needs::Unload {
                 agent: agent.clone(),
@@ -130,7 +188,10 @@ impl ShapeInfo {
             },
             (None, Class::Script) => Needs::Script {
                 cpus: self.cpus,
-                vram: with.measured.need(self.vram, &self.measured_as),
+                vram: match self.raised {
+                    Some(raised) => with.measured.raised(raised, self.vram, &self.measured_as),
+                    None => with.measured.need(self.vram, &self.measured_as),
+                },
             },
             (None, Class::Cpu | Class::Meta | Class::Brain) => Needs::Cpu { cpus: self.cpus },
         }
@@ -267,7 +328,15 @@ impl Queues {
         let key = (class, first.shape);
         if !self.shapes.contains_key(&key) {
             let info = match claim::peek(rig, Place::Queue(class), first) {
-                Ok(Some(spec)) => ShapeInfo::of(&spec),
+                Ok(Some(spec)) => match records::raised_need(rig, &spec, first) {
+                    Ok(raised) => ShapeInfo {
+                        raised,
+                        ..ShapeInfo::of(&spec)
+                    },
+                    // The claim, which looks again, quarantines it.
+                    Err(QueueError::Untrusted { .. }) => ShapeInfo::of(&spec),
+                    Err(error) => return Err(error),
+                },
                 Ok(None) => {
                     self.index(class).remove(first);
                     return Ok(None);

@@ -137,6 +137,7 @@ impl Agent {
                 | LlmState::Draining { model }
                 | LlmState::Unloading { model },
             ) => (None, model.clone()),
+            (Cause::Lent, LlmState::Lent { model, to }) => (None, format!("{model} on {to}")),
             _ => (Some(idle.code), idle.detail),
         };
         self.journal.note(Reason {

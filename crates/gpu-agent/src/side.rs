@@ -4,9 +4,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::mpsc as std_mpsc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use rigor_runtime::{HostOptions, ModelSpec, ReapError, Reaped, RuntimeEvent, RuntimeHost};
+use rigor_runtime::{Found, HostOptions, ModelSpec, ReapError, RuntimeEvent, RuntimeHost};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -17,10 +18,15 @@ use crate::event::{Event, Farewell};
 pub(crate) enum Ask {
     Load(Box<ModelSpec>),
     Unload,
+    /// Has the runtime prove that it still generates, within this time.
+    Suspect {
+        why: String,
+        patience: Duration,
+    },
 }
 
 /// What became of the runtime that an earlier agent may have left.
-pub(crate) type Leftover = Result<Option<Reaped>, ReapError>;
+pub(crate) type Leftover = Result<Found, ReapError>;
 
 /// The thread's handle.
 #[derive(Debug)]
@@ -30,10 +36,11 @@ pub(crate) struct Side {
 }
 
 impl Side {
-    /// Starts the thread; with `options` it also hosts a runtime, and first ends what an earlier
-    /// agent left of one.
+    /// Starts the thread; with `options` it also hosts a runtime, and first takes over or ends what
+    /// an earlier agent left of one. `catalogue`: what could be taken over.
     pub(crate) fn start(
         options: Option<HostOptions>,
+        catalogue: Vec<ModelSpec>,
         events: std_mpsc::Sender<Event>,
     ) -> anyhow::Result<(Side, Leftover)> {
         let (asks, inbox) = mpsc::unbounded_channel();
@@ -49,7 +56,9 @@ impl Side {
                     thread: "side",
                     events: events.clone(),
                 };
-                if let Err(error) = runtime.block_on(serve(options, events, inbox, &ready)) {
+                if let Err(error) =
+                    runtime.block_on(serve(options, catalogue, events, inbox, &ready))
+                {
                     let _ = ready.send(Err(error));
                 }
             })?;
@@ -88,6 +97,7 @@ impl Drop for Side {
 
 async fn serve(
     options: Option<HostOptions>,
+    catalogue: Vec<ModelSpec>,
     events: std_mpsc::Sender<Event>,
     mut asks: mpsc::UnboundedReceiver<Ask>,
     ready: &std_mpsc::Sender<anyhow::Result<Leftover>>,
@@ -103,8 +113,8 @@ async fn serve(
         None => (None, None),
     };
     let leftover = match &host {
-        Some(host) => host.adopt_or_reap().await,
-        None => Ok(None),
+        Some(host) => host.adopt_or_reap(catalogue).await,
+        None => Ok(Found::Nothing),
     };
     let _ = ready.send(Ok(leftover));
     // The dispatcher is gone only when the agent ends.
@@ -130,6 +140,9 @@ async fn serve(
                 }
                 (Some(Ask::Unload), Some(host)) => {
                     busy = Some(Box::pin(async { Event::Unloaded(host.unload().await) }));
+                }
+                (Some(Ask::Suspect { why, patience }), Some(host)) => {
+                    host.suspect(why, patience).await;
                 }
                 // An agent without a GPU asks for nothing.
                 (Some(_), None) => {}

@@ -1,7 +1,7 @@
 //! From the arguments to a running agent, and its orderly end.
 
 use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use rigor_config::{Config, Gpu};
 use rigor_exec::recovery::{Recovered, RecoveryLimits, recover};
 use rigor_exec::{Containment, find_worker};
-use rigor_gpu::{Gpus, Limits};
+use rigor_gpu::Limits;
 use rigor_queue::presence::ComponentLock;
 use rigor_queue::rig::{Place, Rig, is_safe_name};
 use rigor_queue::submit::Durability;
 use rigor_queue::watch::Watcher;
-use rigor_runtime::HostOptions;
+use rigor_runtime::{Found, HostOptions};
 use rigor_telemetry::{Guard, Options, Scope};
 
 use crate::Args;
@@ -23,13 +23,14 @@ use crate::agent::{Agent, Counts, Stop};
 use crate::attempts::Attempts;
 use crate::beat::Beat;
 use crate::committer::Committer;
-use crate::device::Device;
+use crate::device::{Device, Opening};
 use crate::event::Event;
 use crate::lines::Lines;
 use crate::llm::Llm;
 use crate::measured::Measured;
 use crate::queues::{CLASSES, Queues};
 use crate::reasons::Journal;
+use crate::sampler::{OpenGpus, Sampler, Which};
 use crate::side::Side;
 
 /// How long a restarted agent waits for a brain that takes back what it left.
@@ -131,16 +132,13 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
     let containment = Containment::detect(&config.rig.id);
     tracing::debug!("Attempts are contained by {}", containment.tier());
     let (sender, events) = mpsc::channel();
-    let nvml = gpu.as_ref().map(|gpu| open_device(&config, gpu, &sender));
-    let (device, gpus, mut quarantine) = match nvml {
-        None => (None, None, None),
-        Some(Ok((device, gpus))) => (Some(device), Some(gpus), None),
-        Some(Err(error)) => (None, None, Some(error.to_string())),
+    let gpus = OpenGpus::default();
+    let (device, opening) = match &gpu {
+        None => (None, None),
+        Some(gpu) => open_device(&config, gpu, &gpus, &sender, &events)?,
     };
     say_initialized(name, &config, gpu.as_ref(), device.as_ref());
-    if let Some(reason) = &quarantine {
-        tracing::error!("{name} is quarantined: {reason}");
-    }
+    let mut quarantine = None;
     let journal = Journal::open(&rig, name);
     let why = format!("agent {name} died and was started again");
     let limits = recovery_limits(&config, durability);
@@ -150,16 +148,23 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
     if let Some((_, task, reason)) = recovered.unkillable.first() {
         quarantine.get_or_insert(format!("task {task}: {reason}"));
     }
-    let host = gpus
-        .zip(gpu.as_ref())
-        .map(|(gpus, gpu)| host_options(&rig, &config, gpu, gpus));
-    let (side, leftover) = Side::start(host, sender.clone())?;
+    let host = gpu
+        .as_ref()
+        .map(|gpu| host_options(&rig, &config, gpu, gpus));
+    let catalogue = gpu
+        .as_ref()
+        .map(|gpu| crate::model::adoptable(&config, gpu.port))
+        .unwrap_or_default();
+    let (side, leftover) = Side::start(host, catalogue, sender.clone())?;
+    let mut adopted = None;
     match leftover {
-        Ok(None) => {}
-        Ok(Some(reaped)) => tracing::warn!(
-            "Ended the runtime of {} that an earlier {name} left ({} processes)",
+        Ok(Found::Nothing) => {}
+        Ok(Found::Adopted { loaded, started_at }) => adopted = Some((loaded, started_at)),
+        Ok(Found::Reaped(reaped)) => tracing::warn!(
+            "Ended the runtime of {} that an earlier {name} left ({} processes) and did not adopt it: {}",
             reaped.manifest.model,
-            reaped.killed
+            reaped.killed,
+            reaped.why
         ),
         Err(error) => {
             tracing::error!("{name} is quarantined: {error}");
@@ -172,9 +177,13 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         .context("start the thread for signs of life")?;
     let watcher = watch(&rig, name, sender);
     let now = Instant::now();
-    Ok(Agent {
+    let mut measured = Measured::new(rig.brain_dir().join("measured.json"));
+    if let Some(device) = &device {
+        measured.bound(device.ledger.budget_mb());
+    }
+    let mut agent = Agent {
         name: name.to_owned(),
-        measured: Measured::new(rig.brain_dir().join("measured.json")),
+        measured,
         durability,
         containment,
         worker,
@@ -193,6 +202,7 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         queues: Queues::default(),
         attempts: Attempts::default(),
         device,
+        opening,
         llm: Llm::new(),
         beat: Beat::new(),
         lines: Lines::default(),
@@ -216,7 +226,12 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         rig,
         config,
         lock,
-    })
+    };
+    agent.refresh_needs();
+    if let Some((loaded, started_at)) = adopted {
+        agent.adopt(loaded, started_at);
+    }
+    Ok(agent)
 }
 
 fn recovery_limits(config: &Config, durability: Durability) -> RecoveryLimits {
@@ -227,41 +242,57 @@ fn recovery_limits(config: &Config, durability: Durability) -> RecoveryLimits {
     }
 }
 
-/// Opens NVML and reads the GPU. An agent whose GPU cannot be read lives and says why.
+/// Opens NVML and reads the GPU. An agent whose GPU cannot be read, or whose driver does not answer
+/// for a while, lives and says why.
 fn open_device(
     config: &Config,
     gpu: &Gpu,
-    events: &Sender<Event>,
-) -> Result<(Device, Arc<Gpus>), rigor_gpu::GpuError> {
-    let gpus = Arc::new(Gpus::open(config.nvml.library.as_deref())?);
+    gpus: &OpenGpus,
+    sender: &Sender<Event>,
+    events: &Receiver<Event>,
+) -> anyhow::Result<(Option<Device>, Option<Opening>)> {
     let limits = Limits {
         temperature_c: config.limits.temperature_c,
         power_w: config.limits.power_w,
         vram_share: config.vram_share(gpu),
     };
-    let device = Device::start(
-        Arc::clone(&gpus),
-        &gpu.uuid,
-        limits,
-        &config.rig.id,
-        events.clone(),
-    )?;
-    Ok((device, gpus))
+    let which = Which {
+        library: config.nvml.library.clone(),
+        uuid: gpu.uuid.clone(),
+        rig_id: config.rig.id.clone(),
+        hung_after: config.timing.gpu_hung,
+    };
+    let sampler = Sampler::start(which, OpenGpus::clone(gpus), sender.clone());
+    let mut opening = Opening::begin(sampler, limits);
+    match events.recv_timeout(config.timing.gpu_hung) {
+        Ok(Event::Opened(Ok(opened))) => Ok((Some(opening.opened(&gpu.name, *opened)), None)),
+        Ok(Event::Opened(Err(error))) => {
+            opening.failed(&gpu.name, &error, Instant::now());
+            Ok((None, Some(opening)))
+        }
+        Ok(event) => bail!("the thread that reads the GPU said {event:?}"),
+        // Its answer comes to the agent's loop.
+        Err(_) => Ok((None, Some(opening))),
+    }
 }
 
-fn host_options(rig: &Rig, config: &Config, gpu: &Gpu, gpus: Arc<Gpus>) -> HostOptions {
-    let uuid = gpu.uuid.clone();
+fn host_options(rig: &Rig, config: &Config, gpu: &Gpu, gpus: OpenGpus) -> HostOptions {
     HostOptions {
         agent: gpu.name.clone(),
         host: RUNTIME_HOST.to_owned(),
         port: gpu.port,
         gpu_uuid: Some(gpu.uuid.clone()),
         log_dir: rig.logs_dir().join(format!("{}-runtime", gpu.name)),
-        manifest_path: rig.agent_dir(&gpu.name).join("runtime.json"),
+        manifest_path: rig.agent_dir(&gpu.name).join(rigor_runtime::MANIFEST_NAME),
         grace: config.timing.grace,
         vram_patience: rigor_runtime::VRAM_PATIENCE,
-        vram: Some(Arc::new(move || {
-            gpus.reading(&uuid).ok().map(|reading| reading.used_mb)
+        watch_every: rigor_runtime::WATCH_EVERY,
+        vram: Some(Arc::new(move |uuids: &[String]| {
+            let gpus = gpus.get()?;
+            let used = uuids
+                .iter()
+                .map(|uuid| Some(gpus.reading(uuid).ok()?.used_mb));
+            used.sum()
         })),
     }
 }
@@ -348,6 +379,7 @@ impl Agent {
                 Event::Wake(_)
                 | Event::Child
                 | Event::Terminate(_)
+                | Event::Opened(_)
                 | Event::Reading(_)
                 | Event::Activity(_)
                 | Event::Loaded(_)

@@ -3,6 +3,9 @@
 //! Each limit holds back at the limit and lets go only well below it, so that a GPU at its limit
 //! does not start and stop with every reading.
 //!
+//! Before a limit there is a soft band ([`Near`]): in it a GPU takes half as much at once as it
+//! could, which often keeps it from the limit, at which it takes nothing.
+//!
 //! Memory is no matter of health: what is short of it is what is to be admitted next, and the
 //! [ledger](crate::ledger) refuses that with its numbers. A request to a model that is in memory
 //! already takes no more of it, so a crowded GPU still serves.
@@ -19,6 +22,16 @@ pub const COOL_BY_C: u32 = 5;
 
 /// A GPU held back for power takes work again this far below the limit, percent of it.
 pub const POWER_BELOW_PERCENT: u32 = 5;
+
+/// The soft band before the temperature limit, Celsius. A GPU that was held back for heat comes
+/// back into it, not past it.
+pub const NEAR_C: u32 = COOL_BY_C;
+
+/// The soft band before the power limit, percent of it.
+pub const NEAR_POWER_PERCENT: u32 = POWER_BELOW_PERCENT;
+
+/// The soft band is left this far below its beginning: Celsius, or percent of the power limit.
+pub const NEAR_HYSTERESIS: u32 = 3;
 
 /// The limits of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -108,6 +121,95 @@ impl fmt::Display for Condition {
     }
 }
 
+/// A GPU that is close to a limit. Its text is the reason, with numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "near", rename_all = "snake_case")]
+pub enum Near {
+    /// It gets hot.
+    Thermal {
+        /// The last reading, Celsius.
+        temperature_c: u32,
+        /// Celsius.
+        limit_c: u32,
+    },
+    /// It draws much.
+    Power {
+        /// The last reading, watt.
+        power_w: u32,
+        /// Watt.
+        limit_w: u32,
+    },
+}
+
+impl Near {
+    /// How many of `slots` are used while it is near: half of them, and one at least.
+    pub fn slots(slots: u32) -> u32 {
+        (slots / 2).max(1).min(slots)
+    }
+}
+
+impl fmt::Display for Near {
+    /// `78C is within 5C of the limit 80C`; on the way out `73C, 72C needed (limit 80C)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Near::Thermal {
+                temperature_c,
+                limit_c,
+            } => {
+                if temperature_c >= near_c(limit_c) {
+                    write!(
+                        f,
+                        "{temperature_c}C is within {NEAR_C}C of the limit {limit_c}C"
+                    )
+                } else {
+                    let needed = far_c(limit_c);
+                    write!(f, "{temperature_c}C, {needed}C needed (limit {limit_c}C)")
+                }
+            }
+            Near::Power { power_w, limit_w } => {
+                if power_w >= near_w(limit_w) {
+                    write!(
+                        f,
+                        "{power_w}W is within {NEAR_POWER_PERCENT}% of the limit {limit_w}W"
+                    )
+                } else {
+                    let needed = far_w(limit_w);
+                    write!(f, "{power_w}W, {needed}W needed (limit {limit_w}W)")
+                }
+            }
+        }
+    }
+}
+
+/// Whether the GPU is close to a limit after `reading`, or over it. Heat comes before power. A
+/// value that is missing from a reading neither starts nor ends it.
+pub fn near(previous: Option<Near>, reading: &Reading, limits: &Limits) -> Option<Near> {
+    let limit_c = limits.temperature_c;
+    let was_warm = matches!(previous, Some(Near::Thermal { .. }));
+    match reading.temperature_c {
+        Some(temperature_c)
+            if temperature_c >= near_c(limit_c) || (was_warm && temperature_c > far_c(limit_c)) =>
+        {
+            return Some(Near::Thermal {
+                temperature_c,
+                limit_c,
+            });
+        }
+        None if was_warm => return previous,
+        Some(_) | None => {}
+    }
+    let was_high = matches!(previous, Some(Near::Power { .. }));
+    match (reading.power_w, limits.power_w) {
+        (Some(power_w), Some(limit_w))
+            if power_w >= near_w(limit_w) || (was_high && power_w > far_w(limit_w)) =>
+        {
+            Some(Near::Power { power_w, limit_w })
+        }
+        (None, Some(_)) if was_high => previous,
+        (Some(_) | None, Some(_) | None) => None,
+    }
+}
+
 /// The condition after `reading`. Heat comes before power. A value that is missing from a reading
 /// neither starts nor ends a condition.
 pub fn condition(previous: &Condition, reading: &Reading, limits: &Limits) -> Condition {
@@ -147,7 +249,27 @@ fn release_c(limit_c: u32) -> u32 {
 }
 
 fn release_w(limit_w: u32) -> u32 {
-    limit_w - limit_w.saturating_mul(POWER_BELOW_PERCENT) / 100
+    limit_w - percent_of(limit_w, POWER_BELOW_PERCENT)
+}
+
+fn near_c(limit_c: u32) -> u32 {
+    limit_c.saturating_sub(NEAR_C)
+}
+
+fn far_c(limit_c: u32) -> u32 {
+    limit_c.saturating_sub(NEAR_C + NEAR_HYSTERESIS)
+}
+
+fn near_w(limit_w: u32) -> u32 {
+    limit_w - percent_of(limit_w, NEAR_POWER_PERCENT)
+}
+
+fn far_w(limit_w: u32) -> u32 {
+    limit_w - percent_of(limit_w, NEAR_POWER_PERCENT + NEAR_HYSTERESIS)
+}
+
+fn percent_of(watt: u32, percent: u32) -> u32 {
+    watt.saturating_mul(percent) / 100
 }
 
 #[cfg(test)]
@@ -252,6 +374,79 @@ mod tests {
             ),
             ["81C >= 80C", "400W >= 300W", "ok"]
         );
+    }
+
+    #[test]
+    fn the_soft_band_begins_before_the_limit_and_ends_below_its_beginning() {
+        let run = |readings: &[(Option<u32>, Option<u32>)]| -> Vec<String> {
+            let mut now = None;
+            let texts = readings.iter().map(|&(temperature_c, power_w)| {
+                let reading = Reading {
+                    temperature_c,
+                    power_w,
+                    ..Reading::default()
+                };
+                now = near(now, &reading, &LIMITS);
+                now.map_or("-".to_owned(), |near| near.to_string())
+            });
+            texts.collect()
+        };
+        let degrees = [74, 75, 79, 85, 74, 73, 72, 74].map(|c| (Some(c), Some(100)));
+        assert_eq!(
+            run(&degrees),
+            [
+                "-",
+                "75C is within 5C of the limit 80C",
+                "79C is within 5C of the limit 80C",
+                "85C is within 5C of the limit 80C",
+                "74C, 72C needed (limit 80C)",
+                "73C, 72C needed (limit 80C)",
+                "-",
+                "-"
+            ]
+        );
+        let watts = [284, 285, 280, 276, 280].map(|w| (Some(50), Some(w)));
+        assert_eq!(
+            run(&watts),
+            [
+                "-",
+                "285W is within 5% of the limit 300W",
+                "280W, 276W needed (limit 300W)",
+                "-",
+                "-"
+            ]
+        );
+        let kept = "76C is within 5C of the limit 80C";
+        assert_eq!(
+            run(&[(Some(76), None), (None, Some(299)), (Some(60), None)]),
+            [kept, kept, "-"],
+            "a missing value changes nothing"
+        );
+        assert_eq!(
+            [0, 1, 2, 3, 4, 9].map(Near::slots),
+            [0, 1, 1, 1, 2, 4],
+            "half, and one at least"
+        );
+    }
+
+    #[test]
+    fn what_was_too_hot_comes_back_into_the_soft_band() {
+        let mut hot = Condition::Ok;
+        let mut warm = None;
+        for (celsius, takes, halved) in [
+            (80, false, true),
+            (76, false, true),
+            (75, true, true),
+            (72, true, false),
+        ] {
+            let reading = Reading {
+                temperature_c: Some(celsius),
+                ..Reading::default()
+            };
+            hot = condition(&hot, &reading, &LIMITS);
+            warm = near(warm, &reading, &LIMITS);
+            assert_eq!((hot.is_ok(), warm.is_some()), (takes, halved), "{celsius}");
+        }
     }
 
     #[test]

@@ -8,8 +8,21 @@
 //! So with `held` for what a lease was last seen to hold:
 //!
 //! ```text
-//! available = min(budget - used, free) - sum(reserved - held, where positive)
+//! available = min(budget - used, free) - sum(max(reserved, peak) - held, where positive)
 //! ```
+//!
+//! A holder that was seen to use more than it was promised will do so again, so its peak counts.
+//!
+//! **After a release** the driver gives memory back late, what the holder took after the last
+//! reading is in none, and a reading that was asked for before may come in after. So an ended lease
+//! counts as before until a reading that was asked for after its end has come in; then that reading
+//! counts. Nor may anything be *measured* from what is in use meanwhile: an unmeasured task or a
+//! model that began then would be taken to need too little. So the ledger is
+//! [settling](Ledger::settling) until the memory is back, for at most [`SETTLE_READINGS`]: what is
+//! still in use then is somebody's. Until then nothing unmeasured is admitted.
+//!
+//! **A reading that failed** says that what is known is old: [`Ledger::lost_sight`]. Until the next
+//! one that succeeds nothing is admitted.
 //!
 //! Where the driver tells memory by process, `held` is known. Where it does not, what is in use
 //! beyond what was in use before the first lease is taken to be the leases'; others' memory that
@@ -24,11 +37,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::reading::Reading;
 
+/// Memory that an ended holder had and that so many readings do not show to be back is taken to be
+/// somebody else's.
+pub const SETTLE_READINGS: u32 = 10;
+
+/// What the memory in use may differ by and still be called the same, MiB: a context of another
+/// process that comes or goes takes more.
+const SETTLE_SLACK_MB: u64 = 64;
+
 /// The ledger of one GPU.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     budget_mb: u64,
     last: Option<Observed>,
+    /// The last try to read the GPU failed.
+    blind: bool,
+    /// A reading was asked for and has not come in.
+    on_its_way: bool,
+    settling: Option<Settling>,
+    /// Leases that no reading has shown without.
+    ended: Vec<Ended>,
     /// In use when last seen without any lease, MiB.
     idle_mb: Option<u64>,
     leases: Vec<Lease>,
@@ -94,8 +122,25 @@ struct Observed {
     used_mb: u64,
     free_mb: u64,
     total_mb: u64,
-    /// A lease ended since, so some of what is in use was its.
-    before_release: bool,
+}
+
+/// A lease has ended, and its memory was not seen to be back yet.
+#[derive(Clone, Debug)]
+struct Settling {
+    /// Whose.
+    id: String,
+    /// In use without what it held, MiB.
+    expected_mb: u64,
+    /// Since it ended.
+    readings: u32,
+}
+
+/// A lease whose end is in no reading yet.
+#[derive(Clone, Debug)]
+struct Ended {
+    lease: Lease,
+    /// Readings to come until one was asked for after its end.
+    unread: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -117,6 +162,10 @@ impl Ledger {
         Ledger {
             budget_mb,
             last: None,
+            blind: false,
+            on_its_way: false,
+            settling: None,
+            ended: Vec::new(),
             idle_mb: None,
             leases: Vec::new(),
         }
@@ -132,13 +181,16 @@ impl Ledger {
     /// peak between two readings is not seen.
     pub fn observe<'a>(&mut self, reading: &Reading, owner: impl Fn(u32) -> Option<&'a str>) {
         let used_mb = reading.used_mb;
+        self.blind = false;
+        self.on_its_way = false;
         let by_process = reading
             .processes
             .iter()
             .any(|process| process.used_mb.is_some());
         let mut unattributed = used_mb.saturating_sub(self.idle_mb.unwrap_or(used_mb));
 
-        for lease in &mut self.leases {
+        let ended = self.ended.iter_mut().map(|ended| &mut ended.lease);
+        for lease in self.leases.iter_mut().chain(ended) {
             let own = reading
                 .processes
                 .iter()
@@ -152,6 +204,8 @@ impl Ledger {
             lease.held_mb = match (sum, lease.reserved_mb) {
                 (Some(mb), _) => mb,
                 (None, Some(reserved)) if !by_process => reserved.min(unattributed),
+                // It is the only one.
+                (None, None) if !by_process => unattributed,
                 (None, _) => 0,
             };
             unattributed = unattributed.saturating_sub(lease.held_mb);
@@ -171,25 +225,71 @@ impl Ledger {
             };
             lease.peak = better(lease.peak, seen);
         }
-        if self.leases.is_empty() {
+        // Of two holders of one name it is not known whose a process is: what the reading shows may
+        // all be the ended one's.
+        for lease in &mut self.leases {
+            if self.ended.iter().any(|ended| ended.lease.id == lease.id) {
+                lease.held_mb = 0;
+            }
+        }
+        self.ended.retain_mut(|ended| {
+            ended.unread -= 1;
+            ended.unread > 0
+        });
+        self.settle_after(used_mb);
+        if self.leases.is_empty() && self.settling.is_none() {
             self.idle_mb = Some(used_mb);
         }
         self.last = Some(Observed {
             used_mb,
             free_mb: reading.free_mb,
             total_mb: reading.total_mb,
-            before_release: false,
         });
     }
 
-    /// What a further lease could have, MiB: 0 before the first reading, and beside an unmeasured
-    /// one.
+    /// A reading was asked for. It shows what was before anything that happens from now on.
+    pub fn reading_asked(&mut self) {
+        self.on_its_way = true;
+    }
+
+    /// The GPU could not be read: what was read before is no ground for a promise any more.
+    pub fn lost_sight(&mut self) {
+        self.blind = true;
+        self.on_its_way = false;
+    }
+
+    /// The lease that has ended and whose memory was not seen to be back yet. Readings are due
+    /// while there is one.
+    pub fn settling(&self) -> Option<&str> {
+        self.settling.as_ref().map(|it| it.id.as_str())
+    }
+
+    fn settle_after(&mut self, used_mb: u64) {
+        let Some(settling) = &mut self.settling else {
+            return;
+        };
+        settling.readings += 1;
+        // What was in use without any lease is reached where all is back, whatever was attributed.
+        let expected_mb = settling.expected_mb.max(self.idle_mb.unwrap_or(0));
+        let back = self.ended.is_empty() && used_mb <= expected_mb + SETTLE_SLACK_MB;
+        if back || settling.readings >= SETTLE_READINGS {
+            self.settling = None;
+        }
+    }
+
+    /// What a further lease could have, MiB: 0 before the first reading, after one that failed, and
+    /// beside an unmeasured lease.
     pub fn available_mb(&self) -> u64 {
         let Some(last) = self.last else { return 0 };
-        if self.exclusive().is_some() {
+        let unmeasured_ended = self
+            .ended
+            .iter()
+            .any(|ended| ended.lease.reserved_mb.is_none());
+        if self.blind || self.exclusive().is_some() || unmeasured_ended {
             return 0;
         }
-        let to_come: u64 = self.leases.iter().map(Lease::to_come_mb).sum();
+        let ended = self.ended.iter().map(|ended| &ended.lease);
+        let to_come: u64 = self.leases.iter().chain(ended).map(Lease::to_come_mb).sum();
         self.budget_mb
             .saturating_sub(last.used_mb)
             .min(last.free_mb)
@@ -212,6 +312,9 @@ impl Ledger {
         let Some(last) = self.last else {
             return short("the GPU has not been read yet".to_owned());
         };
+        if self.blind {
+            return short("the last reading of the GPU failed".to_owned());
+        }
         if let Some(lease) = self.exclusive() {
             return short(format!(
                 "{} has the GPU to itself until its memory is measured",
@@ -233,7 +336,13 @@ impl Ledger {
                 ))
             }
             None if have_mb == 0 => short(self.taken(last)),
-            None => Ok(()),
+            None => match &self.settling {
+                Some(settling) => short(format!(
+                    "it is to be measured, and the memory of {}, which has ended, is not seen to be back yet",
+                    settling.id
+                )),
+                None => Ok(()),
+            },
         }
     }
 
@@ -255,7 +364,7 @@ impl Ledger {
         }
         let alone_from_mb = self
             .last
-            .filter(|last| alone && !last.before_release)
+            .filter(|_| alone && self.settling.is_none())
             .map(|last| last.used_mb);
         self.leases.push(Lease {
             id: id.to_owned(),
@@ -283,10 +392,28 @@ impl Ledger {
     /// as in use until the next reading shows that it is not.
     pub fn release(&mut self, id: &str) -> Option<Measured> {
         let position = self.leases.iter().position(|lease| lease.id == id)?;
-        if let Some(last) = &mut self.last {
-            last.before_release = true;
-        }
-        self.leases.remove(position).peak
+        let lease = self.leases.remove(position);
+        // Two that end at once are waited for together.
+        let used_mb = match &self.settling {
+            Some(settling) => settling.expected_mb,
+            None => self.last.map_or(0, |last| last.used_mb),
+        };
+        self.settling = Some(Settling {
+            id: lease.id.clone(),
+            expected_mb: used_mb.saturating_sub(lease.held_mb),
+            readings: 0,
+        });
+        let peak = lease.peak;
+        self.ended.push(Ended {
+            lease,
+            unread: if self.on_its_way { 2 } else { 1 },
+        });
+        peak
+    }
+
+    /// Ends the lease of `id` under which nothing ever ran: there is no memory to wait for.
+    pub fn take_back(&mut self, id: &str) {
+        self.leases.retain(|lease| lease.id != id);
     }
 
     /// The leases: whose, and MiB promised (none: the whole GPU).
@@ -311,10 +438,13 @@ impl Ledger {
         let mut why = format!("budget {} MB of {} MB", self.budget_mb, last.total_mb);
         match self.foreign_mb() {
             0 => {}
-            mb if last.before_release => {
+            mb if self.settling.is_some() => {
                 why += &format!(", {mb} MB in use by others or just ended")
             }
             mb => why += &format!(", {mb} MB in use by others"),
+        }
+        if !self.ended.is_empty() {
+            why += ", a reading since the last end is to come";
         }
         for lease in &self.leases {
             let mb = lease.reserved_mb.unwrap_or(0).max(lease.held_mb);
@@ -326,7 +456,16 @@ impl Ledger {
 
 impl Lease {
     fn to_come_mb(&self) -> u64 {
-        self.reserved_mb.unwrap_or(0).saturating_sub(self.held_mb)
+        // A delta that others may have a part in counts no higher than the promise.
+        let peak_mb = match self.peak {
+            Some(Measured {
+                peak_mb,
+                by: MeasuredBy::Process,
+            }) => peak_mb,
+            Some(_) | None => 0,
+        };
+        let wanted_mb = self.reserved_mb.unwrap_or(0).max(peak_mb);
+        wanted_mb.saturating_sub(self.held_mb)
     }
 }
 

@@ -108,6 +108,8 @@ fn an_unmeasured_task_runs_alone() {
     );
     ledger.admit(UNMEASURED).unwrap_err();
     ledger.release("1");
+    ledger.admit(mb(10)).unwrap_err();
+    ledger.observe(&reading(0, &[], true), owner);
 
     ledger.lease("2", mb(10)).unwrap();
     assert_eq!(
@@ -115,6 +117,11 @@ fn an_unmeasured_task_runs_alone() {
         "need unmeasured, have 4905 MB, it runs alone until its memory is measured, and waits for 2"
     );
     ledger.release("2");
+    assert_eq!(
+        ledger.admit(UNMEASURED).unwrap_err().why,
+        "it is to be measured, and the memory of 2, which has ended, is not seen to be back yet"
+    );
+    ledger.observe(&reading(0, &[], true), owner);
     ledger.admit(UNMEASURED).unwrap();
 
     observed(5000).admit(UNMEASURED).unwrap_err();
@@ -181,13 +188,18 @@ fn without_memory_by_process_the_devices_delta_tells_while_alone() {
         })
     );
 
-    // What was in use while the last one ended is no base for the next.
+    // What was in use while the last one ended is no base for the next, nor is a reading that was
+    // asked for before it ended.
+    ledger.observe(&reading(700, &[(1, 900)], false), owner);
     ledger.lease("1", mb(1000)).unwrap();
     ledger.observe(&reading(700, &[(1, 900)], false), owner);
+    ledger.reading_asked();
     assert_eq!(ledger.release("1"), None);
+    ledger.observe(&reading(700, &[(1, 900)], false), owner);
 
     // With company, whose memory grew is not known.
     ledger.observe(&reading(700, &[], false), owner);
+    assert_eq!(ledger.settling(), None);
     ledger.lease("1", mb(1000)).unwrap();
     ledger.observe(&reading(700, &[(1, 900)], false), owner);
     ledger.lease("2", mb(1000)).unwrap();
@@ -202,6 +214,92 @@ fn without_memory_by_process_a_lease_is_not_counted_twice() {
     ledger.lease("1", mb(2000)).unwrap();
     ledger.observe(&reading(700, &[(1, 1900)], false), owner);
     assert_eq!(ledger.available_mb(), BUDGET - 700 - 2000);
+}
+
+#[test]
+fn memory_that_is_not_back_is_waited_for_and_then_somebody_elses() {
+    let mut ledger = observed(0);
+    ledger.lease("1", UNMEASURED).unwrap();
+    ledger.observe(&reading(0, &[(1, 3000)], true), owner);
+    assert_eq!(ledger.release("1").unwrap().peak_mb, 3000);
+    // The process is gone, the driver still clears up.
+    for _ in 1..SETTLE_READINGS {
+        ledger.observe(&reading(3000, &[], true), owner);
+        assert_eq!(ledger.settling(), Some("1"));
+        assert_eq!(ledger.available_mb(), BUDGET - 3000);
+        ledger.admit(mb(BUDGET - 3000)).unwrap();
+        ledger.admit(mb(BUDGET - 2999)).unwrap_err();
+        ledger.admit(UNMEASURED).unwrap_err();
+    }
+    ledger.observe(&reading(3000, &[], true), owner);
+    assert_eq!(ledger.settling(), None);
+    ledger.admit(UNMEASURED).unwrap();
+}
+
+#[test]
+fn two_that_end_at_once_are_waited_for_together() {
+    let mut ledger = observed(500);
+    ledger.lease("1", mb(1000)).unwrap();
+    ledger.lease("2", mb(1000)).unwrap();
+    ledger.observe(&reading(500, &[(1, 1000), (2, 1000)], true), owner);
+    ledger.release("1");
+    ledger.release("2");
+    for _ in 0..3 {
+        ledger.observe(&reading(1500, &[], true), owner);
+    }
+    assert_eq!(ledger.settling(), Some("2"), "only one of them is back");
+    ledger.observe(&reading(500, &[], true), owner);
+    assert_eq!(ledger.settling(), None);
+}
+
+#[test]
+fn what_an_ended_task_took_since_the_last_reading_is_counted() {
+    let mut ledger = observed(0);
+    ledger.lease("1", mb(3000)).unwrap();
+    ledger.observe(&reading(0, &[(1, 100)], true), owner);
+    ledger.reading_asked();
+    // Meanwhile it took 3000 MB, and ends.
+    ledger.release("1");
+    ledger.admit(mb(2500)).unwrap_err();
+    ledger.observe(&reading(0, &[(1, 100)], true), owner);
+    assert_eq!(
+        ledger.admit(mb(2500)).unwrap_err().why,
+        "budget 4915 MB of 6144 MB, 100 MB in use by others or just ended, a reading since the last end is to come",
+        "that reading is from before"
+    );
+    ledger.observe(&reading(0, &[], true), owner);
+    ledger.admit(mb(2500)).unwrap();
+}
+
+#[test]
+fn nothing_is_promised_on_an_old_reading() {
+    let mut ledger = observed(0);
+    ledger.lost_sight();
+    assert_eq!(ledger.available_mb(), 0);
+    assert_eq!(
+        ledger.admit(mb(1)).unwrap_err().why,
+        "the last reading of the GPU failed"
+    );
+    ledger.observe(&reading(0, &[], true), owner);
+    ledger.admit(mb(1)).unwrap();
+}
+
+#[test]
+fn a_peak_over_the_promise_is_kept_free() {
+    let mut ledger = observed(0);
+    ledger.lease("1", mb(1000)).unwrap();
+    ledger.observe(&reading(0, &[(1, 2500)], true), owner);
+    ledger.observe(&reading(0, &[(1, 400)], true), owner);
+    assert_eq!(ledger.available_mb(), BUDGET - 2500);
+}
+
+#[test]
+fn a_lease_under_which_nothing_ran_leaves_nothing_to_wait_for() {
+    let mut ledger = observed(0);
+    ledger.lease("1", UNMEASURED).unwrap();
+    ledger.take_back("1");
+    assert_eq!(ledger.settling(), None);
+    ledger.admit(UNMEASURED).unwrap();
 }
 
 #[derive(Clone, Debug)]
@@ -271,6 +369,93 @@ proptest! {
                     foreign_seen = foreign;
                 }
             }
+        }
+    }
+}
+
+/// What really happens on the GPU beside what is known of it.
+#[derive(Clone, Debug)]
+enum Deed {
+    /// A task of so much wants in; admitted, it is in a moment.
+    Start(u32, u64),
+    /// It takes more of what it was promised, percent.
+    Grow(u32, u64),
+    /// It ends: its lease at once, its memory only with `Clear`.
+    End(u32),
+    /// The driver gives back what the ended ones had.
+    Clear,
+    /// A reading is taken, and comes in only with `Arrive`.
+    Read,
+    /// The reading that was taken comes in.
+    Arrive,
+    /// The reading that was asked for fails.
+    Fail,
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    let id = 1..=3_u32;
+    prop_oneof![
+        4 => (id.clone(), 1..3000_u64).prop_map(|(id, mb)| Deed::Start(id, mb)),
+        3 => (id.clone(), 0..=100_u64).prop_map(|(id, share)| Deed::Grow(id, share)),
+        2 => id.prop_map(Deed::End),
+        2 => Just(Deed::Clear),
+        3 => Just(Deed::Read),
+        3 => Just(Deed::Arrive),
+        1 => Just(Deed::Fail),
+    ]
+}
+
+proptest! {
+    /// With readings that come late and memory that is given back late: what the tasks have, what
+    /// they may still take and what the driver has not cleared never exceeds the budget.
+    #[test]
+    fn no_gpu_is_ever_over_its_budget(deeds in prop::collection::vec(deed(), 1..80)) {
+        let mut ledger = observed(0);
+        // What was promised and what is held, by lease; what is held by those that ended.
+        let mut running: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        let mut left = 0;
+        let mut on_the_way = None;
+        for deed in deeds {
+            match deed {
+                Deed::Start(id, mb) => {
+                    let need = Need { mb: Some(mb) };
+                    if running.contains_key(&id) || ledger.lease(&id.to_string(), need).is_err() {
+                        continue;
+                    }
+                    running.insert(id, (mb, 0));
+                }
+                Deed::Grow(id, share) => {
+                    if let Some((promised, held)) = running.get_mut(&id) {
+                        *held = (*held).max(*promised * share / 100);
+                    }
+                }
+                Deed::End(id) => {
+                    if let Some((_, held)) = running.remove(&id) {
+                        ledger.release(&id.to_string());
+                        left += held;
+                    }
+                }
+                Deed::Clear => left = 0,
+                Deed::Read => {
+                    let ours: Vec<_> = running.iter().map(|(&id, &(_, held))| (id, held)).collect();
+                    // One at a time, as the agent asks.
+                    if on_the_way.is_none() {
+                        ledger.reading_asked();
+                        on_the_way = Some(reading(left, &ours, true));
+                    }
+                }
+                Deed::Arrive => {
+                    if let Some(reading) = on_the_way.take() {
+                        ledger.observe(&reading, owner);
+                    }
+                }
+                Deed::Fail => {
+                    on_the_way = None;
+                    ledger.lost_sight();
+                }
+            }
+            let promised: u64 = running.values().map(|(promised, _)| promised).sum();
+            prop_assert!(promised + left <= BUDGET, "{promised} + {left}");
         }
     }
 }

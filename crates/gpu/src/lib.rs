@@ -20,8 +20,8 @@ mod nvml;
 mod reading;
 
 pub use error::GpuError;
-pub use health::{Condition, Limits, condition};
+pub use health::{Condition, Limits, Near, condition, near};
 pub use holders::{Holder, holders};
-pub use ledger::{Ledger, Measured, MeasuredBy, Need, Short};
+pub use ledger::{Ledger, Measured, MeasuredBy, Need, SETTLE_READINGS, Short};
 pub use nvml::Gpus;
 pub use reading::{GpuInfo, GpuProcess, Reading, Throttle};

@@ -117,13 +117,27 @@ impl Gpus {
         let failed = |operation| move |error| GpuError::answered(operation, uuid, error);
 
         let device = self.device(uuid)?;
-        let memory = device.memory_info().map_err(failed("read the memory of"))?;
+        let memory = || device.memory_info().map_err(failed("read the memory of"));
+        let before = memory()?;
         let optional = Optional { uuid };
+        let processes = processes(
+            optional.ask(
+                "list the compute processes of",
+                device.running_compute_processes(),
+            )?,
+            optional.ask(
+                "list the graphics processes of",
+                device.running_graphics_processes(),
+            )?,
+        );
+        // What is taken or given back while the processes are listed would be in one of the two
+        // only: the more crowded of the readings on both sides holds for the list between them.
+        let after = memory()?;
         Ok(Reading {
             index: device.index().map_err(failed("read the index of"))?,
-            used_mb: memory.used.div_ceil(MIB),
-            free_mb: memory.free / MIB,
-            total_mb: memory.total / MIB,
+            used_mb: before.used.max(after.used).div_ceil(MIB),
+            free_mb: before.free.min(after.free) / MIB,
+            total_mb: after.total / MIB,
             temperature_c: optional.ask(
                 "read the temperature of",
                 device.temperature(TemperatureSensor::Gpu),
@@ -141,16 +155,7 @@ impl Gpus {
             throttle: optional
                 .ask("read what throttles", device.current_throttle_reasons())?
                 .map(throttle),
-            processes: processes(
-                optional.ask(
-                    "list the compute processes of",
-                    device.running_compute_processes(),
-                )?,
-                optional.ask(
-                    "list the graphics processes of",
-                    device.running_graphics_processes(),
-                )?,
-            ),
+            processes,
         })
     }
 

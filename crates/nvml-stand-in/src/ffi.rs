@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use nvml_wrapper_sys::bindings::*;
 
@@ -22,6 +23,9 @@ const MIB: u64 = 1024 * 1024;
 /// NVML_STRUCT_VERSION(Memory, 2): the size of the structure and its version.
 const MEMORY_V2: c_uint = size_of::<nvmlMemory_v2_t>() as c_uint | (2 << 24);
 
+/// A call that hangs looks this often whether it still is to.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// Initialisations less shutdowns; NVML counts them too.
 static INITIALISED: AtomicU32 = AtomicU32::new(0);
 
@@ -29,7 +33,7 @@ type Answer<T> = Result<T, nvmlReturn_t>;
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
-    code(state().and_then(|state| {
+    code(state_when(|state| !state.init_hangs).and_then(|state| {
         state.init_fault.map_or(Ok(()), |fault| Err(fault.code()))?;
         INITIALISED.fetch_add(1, Ordering::SeqCst);
         Ok(())
@@ -364,6 +368,17 @@ fn code(answer: Answer<()>) -> nvmlReturn_t {
 }
 
 /// The state, for a caller that has initialised.
+/// The state once it is `free` of what makes a call hang.
+fn state_when(free: impl Fn(&State) -> bool) -> Answer<State> {
+    loop {
+        let state = state()?;
+        if free(&state) {
+            return Ok(state);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 fn ready() -> Answer<State> {
     if INITIALISED.load(Ordering::SeqCst) == 0 {
         return Err(nvmlReturn_enum_NVML_ERROR_UNINITIALIZED);
@@ -430,11 +445,12 @@ fn handle(index: usize) -> nvmlDevice_t {
 /// The GPU of a handle, unless it (or this question to it) is made to fail. A GPU that is no
 /// longer in the state has fallen off the bus.
 fn gpu(device: nvmlDevice_t, query: Option<Query>) -> Answer<SimGpu> {
-    let mut state = ready()?;
+    ready()?;
     let index = device
         .addr()
         .checked_sub(1)
         .ok_or(nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT)?;
+    let mut state = state_when(|state| state.gpus.get(index).is_none_or(|gpu| !gpu.hangs))?;
     if index >= state.gpus.len() {
         return Err(nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
     }

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! `init_fault` fails `nvmlInit` (a missing driver), `fault` every call on one GPU (a lost GPU),
-//! `fails` single questions. A file that is not there reads as a missing driver; one that cannot be
+//! `fails` single questions. While `init_hangs` and a GPU's `hangs` are true, calls do not return, as
+//! with a driver that is stuck. A file that is not there reads as a missing driver; one that cannot be
 //! understood makes every call answer `NVML_ERROR_UNKNOWN` and is complained about on stderr.
 //!
 //! # Memory in use

@@ -26,6 +26,9 @@ pub struct State {
     /// Fails `nvmlInit`, as a machine without a driver does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_fault: Option<Fault>,
+    /// `nvmlInit` does not return as long as this is so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub init_hangs: bool,
     /// The GPUs, by NVML index.
     pub gpus: Vec<SimGpu>,
 }
@@ -65,6 +68,9 @@ pub struct SimGpu {
     /// False: processes are listed without their memory, as under WSL and MIG.
     #[serde(default = "yes")]
     pub process_memory: bool,
+    /// No question to this GPU is answered as long as this is so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub hangs: bool,
     /// Fails every question to this GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
@@ -176,6 +182,7 @@ impl State {
             schema: SCHEMA,
             driver_version: driver_version(),
             init_fault: None,
+            init_hangs: false,
             gpus: (0..count)
                 .map(|_| SimGpu::new(format!("GPU-{}", uuid::Uuid::new_v4())))
                 .collect(),
@@ -226,6 +233,7 @@ impl SimGpu {
             clock_mhz: clock_mhz(),
             throttle: Vec::new(),
             process_memory: true,
+            hangs: false,
             fault: None,
             fails: BTreeMap::new(),
         }
@@ -277,6 +285,10 @@ fn power_limit_w() -> u32 {
 
 fn clock_mhz() -> u32 {
     1500
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn yes() -> bool {

@@ -10,8 +10,8 @@ use crate::check::Sources;
 use crate::fields::{self, Field};
 use crate::markdown::{RawField, RawTask, Value, unquoted};
 use crate::plan::{
-    Dependency, Foreach, ForeachSource, MaxFailed, OnFailure, Part, PlanTask, Template,
-    WorkTemplate,
+    Dependency, Foreach, ForeachSource, LlmPlacement, MaxFailed, OnFailure, Part, PlanTask,
+    Template, WorkTemplate,
 };
 use crate::problem::nearest;
 use crate::variables::{Scope, Variables};
@@ -148,6 +148,7 @@ impl<'a> Drafting<'a> {
             on: self.names(&given, Field::On),
             model: self.scalar(&given, Field::LlmModel, |t| Ok(t.to_owned())),
             min_tier: self.number(&given, Field::LlmMinTier, 0..=1000),
+            placement: self.scalar(&given, Field::LlmPlacement, LlmPlacement::parse),
             vram: self.vram(&given),
             timeout_s: self.optional(&given, Field::Timeout, fields::duration),
             kill_if_silent_s: self.optional(&given, Field::KillIfSilent, fields::duration),
@@ -278,11 +279,6 @@ impl<'a> Drafting<'a> {
                 Some("on"),
                 "leave it out: every submission runs all tasks",
             ),
-            (
-                Field::LlmPlacement,
-                Some("split_gpu"),
-                "use a model that fits one GPU",
-            ),
         ] {
             let Some(raw) = given.fields.get(&field) else {
                 continue;
@@ -292,17 +288,9 @@ impl<'a> Drafting<'a> {
                 let what = value.map_or(String::new(), |value| format!(": {value}"));
                 let message = format!("`{}{what}` is not supported yet", field.name());
                 self.problem(raw.name_span.clone(), message, instead.to_owned());
-            } else if !matches!(
-                (field, text),
-                (Field::Resume, "off") | (Field::LlmPlacement, "single_gpu")
-            ) {
-                let help = if field == Field::Resume {
-                    "`on` or `off`"
-                } else {
-                    "`single_gpu` or `split_gpu`"
-                };
+            } else if text != "off" {
                 let message = format!("invalid `{}`: `{text}`", field.name());
-                self.problem(raw.value.span(), message, help.to_owned());
+                self.problem(raw.value.span(), message, "`on` or `off`".to_owned());
             }
         }
     }

@@ -31,8 +31,8 @@ pub use instantiate::{
 };
 pub use items::{ITEM_ID_MAX_BYTES, ITEMS_MAX, ItemContent, ItemError, group, parse_items, slug};
 pub use plan::{
-    CommandTemplate, Dependency, Executor, Foreach, ForeachSource, MaxFailed, OnFailure, Plan,
-    PlanTask, PromptTemplate, Template, WorkTemplate,
+    CommandTemplate, Dependency, Executor, Foreach, ForeachSource, LlmPlacement, MaxFailed,
+    OnFailure, Plan, PlanTask, PromptTemplate, Template, WorkTemplate,
 };
 pub use problem::{Problem, Problems};
 pub use rig::{AgentFacts, ModelFacts, RigFacts};

@@ -71,6 +71,8 @@ pub struct PlanTask {
     pub model: Option<String>,
     /// The lowest capability tier of a model that will do.
     pub min_tier: Option<u32>,
+    /// How its model must lie on GPUs; none: as rig.toml has it.
+    pub placement: Option<LlmPlacement>,
     /// What it needs of GPU memory.
     pub vram: Vram,
     /// Wall-clock limit of an attempt, seconds.
@@ -311,6 +313,25 @@ pub enum OnFailure {
     Continue,
     /// The batch stops.
     Stop,
+}
+
+/// How many GPUs a task wants its model to lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LlmPlacement {
+    /// One.
+    SingleGpu,
+    /// Several (`split_gpu` in rig.toml).
+    SplitGpu,
+}
+
+impl LlmPlacement {
+    pub(crate) fn parse(text: &str) -> Result<LlmPlacement, String> {
+        match text {
+            "single_gpu" => Ok(LlmPlacement::SingleGpu),
+            "split_gpu" => Ok(LlmPlacement::SplitGpu),
+            _ => Err("`single_gpu` or `split_gpu`".to_owned()),
+        }
+    }
 }
 
 /// Text with variables, all of which are known to the plan.

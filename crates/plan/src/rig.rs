@@ -4,7 +4,7 @@ use rigor_queue::task::{Class, Vram};
 
 use crate::draft::Draft;
 use crate::fields::Field;
-use crate::plan::WorkTemplate;
+use crate::plan::{LlmPlacement, WorkTemplate};
 use crate::problem::{Problems, did_you_mean};
 
 /// What a plan is checked against of a rig.
@@ -39,6 +39,11 @@ pub struct ModelFacts {
     pub chat: bool,
     /// Its capability tier, where it has one.
     pub tier: Option<u32>,
+    /// GPUs that it lies on: `split_gpu`, else 1.
+    pub gpus: u32,
+    /// GPU memory that it needs on each of them, MiB, and how that comes about; none: not known, or
+    /// not asked.
+    pub vram: Option<(u64, String)>,
 }
 
 pub(crate) fn check(rig: &RigFacts, file: &str, drafts: &[Draft], problems: &mut Problems) {
@@ -136,6 +141,15 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
     }
     let prompt = matches!(task.work, WorkTemplate::Prompt(_));
     let tier = task.min_tier.unwrap_or(0);
+    memory(rig, file, draft, problems);
+    if task.placement == Some(LlmPlacement::SplitGpu) && task.model.is_none() {
+        problems.push(
+            file,
+            at(draft, Field::LlmPlacement),
+            "`llm_placement: split_gpu` without `llm_model`",
+            "name a model that has `split_gpu` in rig.toml".to_owned(),
+        );
+    }
     if let Some(id) = &task.model {
         match rig.models.iter().find(|model| model.id == *id) {
             None => {
@@ -157,7 +171,23 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
                 );
                 problems.push(file, at(draft, Field::LlmMinTier), message, None);
             }
-            Some(_) => {}
+            Some(model) => match (task.placement, model.gpus) {
+                (Some(LlmPlacement::SplitGpu), 0 | 1) => problems.push(
+                    file,
+                    at(draft, Field::LlmPlacement),
+                    format!("model `{id}` lies on one GPU"),
+                    "add `split_gpu = 2` (or more) to the model in rig.toml".to_owned(),
+                ),
+                (Some(LlmPlacement::SingleGpu), gpus @ 2..) => problems.push(
+                    file,
+                    at(draft, Field::LlmPlacement),
+                    format!("model `{id}` lies on {gpus} GPUs"),
+                    "name another model, or leave `llm_placement` out".to_owned(),
+                ),
+                (Some(LlmPlacement::SplitGpu), 2..)
+                | (Some(LlmPlacement::SingleGpu), 0 | 1)
+                | (None, _) => {}
+            },
         }
         return;
     }
@@ -183,6 +213,48 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
         let message = format!("no model of the rig's catalogue is of tier {tier} or above");
         problems.push(file, at(draft, Field::LlmMinTier), message, None);
     }
+}
+
+/// Whether the model that a task names fits the GPUs that it may run on.
+fn memory(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
+    let task = &draft.task;
+    let named = task.model.as_ref();
+    let Some(model) = named.and_then(|id| rig.models.iter().find(|model| model.id == *id)) else {
+        return;
+    };
+    let Some((need, how)) = &model.vram else {
+        return;
+    };
+    let able = rig
+        .agents
+        .iter()
+        .filter(|agent| agent.gpu && (task.on.is_empty() || task.on.contains(&agent.name)));
+    // One whose budget is not known might have room.
+    let budgets: Option<Vec<(u64, &str)>> = able
+        .map(|agent| Some((agent.vram_budget_mb?, agent.name.as_str())))
+        .collect();
+    let wanted = model.gpus.max(1) as usize;
+    let Some(budgets) = budgets.filter(|budgets| budgets.len() >= wanted) else {
+        return;
+    };
+    if budgets.iter().filter(|(budget, _)| budget >= need).count() >= wanted {
+        return;
+    }
+    let each = match wanted {
+        1 => String::new(),
+        wanted => format!(" on each of {wanted} GPUs"),
+    };
+    let have: Vec<String> = budgets
+        .iter()
+        .map(|(budget, name)| format!("{name} {budget} MB"))
+        .collect();
+    let message = format!(
+        "model `{}` needs {need} MB of VRAM{each} ({how}), which the rig cannot give: tasks may use {}",
+        model.id,
+        have.join(", ")
+    );
+    let help = "give it less `context` or fewer `slots`, raise `vram_share`, or set `vram_mb` if the estimate is wrong, in rig.toml";
+    problems.push(file, at(draft, Field::LlmModel), message, help.to_owned());
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> String {

@@ -20,6 +20,10 @@ fn checked(text: &str, inputs: &[(&str, &str)], infer: bool) -> Result<Plan, Pro
         models: vec![
             model("qwen2.5:7b", true, Some(2)),
             model("nomic-embed", false, None),
+            ModelFacts {
+                gpus: 2,
+                ..model("big", true, Some(2))
+            },
         ],
         secrets: vec!["HF_TOKEN".to_owned()],
     };
@@ -54,6 +58,8 @@ fn model(id: &str, chat: bool, tier: Option<u32>) -> ModelFacts {
         id: id.to_owned(),
         chat,
         tier,
+        gpus: 1,
+        vram: None,
     }
 }
 
@@ -237,7 +243,7 @@ fn every_problem_at_once() {
 ### c
 - **prompt**: x
 - **llm_model**: qwen2.5:7
-- **llm_placement**: split_gpu
+- **llm_placement**: two
 - timeout: 5m
 "#;
     let problems = checked(text, &[], false).unwrap_err();
@@ -260,7 +266,7 @@ plan.md:27:17: invalid `priority`: `11`
 plan.md:33:11: the rig has no agent `gpu-3`
 plan.md:34:5: a second task `c`
 plan.md:36:18: no model `qwen2.5:7` in the rig's catalogue
-plan.md:37:5: `llm_placement: split_gpu` is not supported yet
+plan.md:37:22: invalid `llm_placement`: `two`
 plan.md:38:1: this looks like a field, but is not written as one
 "##);
     let json = serde_json::to_value(&problems).unwrap();
@@ -713,6 +719,11 @@ fn what_the_rig_has() {
         "- **prompt**: x\n- **llm_model**: nomic-embed",
         "- **prompt**: x\n- **llm_min_tier**: 3",
         "- **prompt**: x\n- **llm_model**: qwen2.5:7b\n- **llm_min_tier**: 3",
+        "- **prompt**: x\n- **llm_placement**: split_gpu",
+        "- **prompt**: x\n- **llm_model**: qwen2.5:7b\n- **llm_placement**: split_gpu",
+        "- **prompt**: x\n- **llm_model**: qwen2.5:7b\n- **llm_placement**: single_gpu",
+        "- **prompt**: x\n- **llm_model**: big\n- **llm_placement**: split_gpu",
+        "- **prompt**: x\n- **llm_model**: big\n- **llm_placement**: single_gpu",
         "- **prompt**: x\n- **secrets**: HF_TOKN",
     ]), @r##"
 - **prompt**: x
@@ -743,6 +754,25 @@ fn what_the_rig_has() {
 - **llm_model**: qwen2.5:7b
 - **llm_min_tier**: 3
   => 6:21 model `qwen2.5:7b` is of tier 2, below 3
+- **prompt**: x
+- **llm_placement**: split_gpu
+  => 5:22 `llm_placement: split_gpu` without `llm_model`  (name a model that has `split_gpu` in rig.toml)
+- **prompt**: x
+- **llm_model**: qwen2.5:7b
+- **llm_placement**: split_gpu
+  => 6:22 model `qwen2.5:7b` lies on one GPU  (add `split_gpu = 2` (or more) to the model in rig.toml)
+- **prompt**: x
+- **llm_model**: qwen2.5:7b
+- **llm_placement**: single_gpu
+  => fine
+- **prompt**: x
+- **llm_model**: big
+- **llm_placement**: split_gpu
+  => fine
+- **prompt**: x
+- **llm_model**: big
+- **llm_placement**: single_gpu
+  => 6:22 model `big` lies on 2 GPUs  (name another model, or leave `llm_placement` out)
 - **prompt**: x
 - **secrets**: HF_TOKN
   => 5:16 the rig has no secret `HF_TOKN`  (did you mean `HF_TOKEN`?)
@@ -801,4 +831,51 @@ fn a_default_that_is_wrong_is_wrong_once() {
     )
     .unwrap_err();
     assert_eq!(problems.problems.len(), 1, "{problems}");
+}
+
+#[test]
+fn a_model_that_the_rig_has_no_room_for_is_a_problem_with_its_numbers() {
+    let of = |need_mb: u64, gpus: u32, on: &str, third: Option<u64>| {
+        let rig = RigFacts {
+            agents: vec![
+                agent("gpu-1", Some(20_000)),
+                agent("gpu-2", Some(10_000)),
+                AgentFacts {
+                    gpu: true,
+                    ..agent("gpu-3", third)
+                },
+            ],
+            models: vec![ModelFacts {
+                gpus,
+                vram: Some((need_mb, "8000 MB weights + more".to_owned())),
+                ..model("m", true, None)
+            }],
+            secrets: Vec::new(),
+        };
+        let text = format!("# Plan: p\n## Tasks\n### t\n- **prompt**: x\n- **llm_model**: m\n{on}");
+        check(&Sources {
+            plan_file: "plan.md",
+            text: &text,
+            inputs: &std::collections::BTreeMap::new(),
+            files: &|_| None,
+            exists: &|_| true,
+            rig: Some(&rig),
+            infer: false,
+        })
+        .map_err(|problems| problems.to_string())
+    };
+    assert!(of(20_000, 1, "", Some(10_000)).is_ok());
+    let said = of(20_001, 1, "", Some(10_000)).unwrap_err();
+    assert!(
+        said.contains(
+            "model `m` needs 20001 MB of VRAM (8000 MB weights + more), which the rig cannot give: \
+             tasks may use gpu-1 20000 MB, gpu-2 10000 MB, gpu-3 10000 MB"
+        ),
+        "{said}"
+    );
+    assert!(of(20_001, 1, "", None).is_ok(), "gpu-3 may have room");
+    assert!(of(15_000, 1, "- **on**: gpu-2\n", Some(1)).is_err());
+    assert!(of(10_000, 3, "", Some(10_000)).is_ok());
+    let said = of(10_001, 3, "", Some(10_000)).unwrap_err();
+    assert!(said.contains("on each of 3 GPUs"), "{said}");
 }

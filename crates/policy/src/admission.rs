@@ -3,6 +3,7 @@
 //! | health | LLM | claims, in this order |
 //! |---|---|---|
 //! | healthy | hot | meta, llm, script (only beside the model), cpu |
+//! | healthy | lent | meta, cpu |
 //! | healthy | anything else | meta, script (not while a model moves), cpu |
 //! | constrained | any | meta (no loads), cpu |
 //! | paused | any | meta that names this agent alone |
@@ -16,6 +17,8 @@
 //! is bounded by that server's slots.
 
 mod explain;
+mod lend;
+mod memory;
 #[cfg(test)]
 mod properties;
 mod reserve;
@@ -89,6 +92,13 @@ pub enum LlmState {
         /// Requests at once.
         slots: Slots,
     },
+    /// Its GPU is kept for the runtime of another agent.
+    Lent {
+        /// Catalogue id.
+        model: String,
+        /// The agent whose runtime uses it.
+        to: String,
+    },
     /// Running requests end, no new ones start.
     Draining {
         /// Catalogue id.
@@ -129,6 +139,10 @@ pub struct GpuState {
     pub script_slots: Option<u32>,
     /// The task that has the GPU to itself, because nobody knows yet what it needs.
     pub alone: Option<String>,
+    /// Who has ended and whose memory is not seen to be back yet: nothing is measured until then.
+    pub settling: Option<String>,
+    /// Why it takes half as much at once as it could: `78C is within 5C of the limit 80C`.
+    pub near_limit: Option<String>,
 }
 
 /// A task that runs.
@@ -193,6 +207,19 @@ pub enum Needs {
         /// Past its time.
         expired: bool,
         /// What the model takes.
+        vram: VramNeed,
+    },
+    /// `lend_gpu`.
+    Lend {
+        /// The agent whose GPU is lent.
+        agent: String,
+        /// The agent whose runtime uses it.
+        to: String,
+        /// Catalogue id.
+        model: String,
+        /// Past its time.
+        expired: bool,
+        /// What the model takes of this GPU.
         vram: VramNeed,
     },
     /// `unload_llm`.
@@ -331,9 +358,16 @@ fn refusal(state: &AgentState, all: &[Candidate], candidate: &Candidate) -> Opti
             expired,
             vram,
         } => load_refusal(state, model, eligible, *expired, *vram),
+        Needs::Lend {
+            agent,
+            to,
+            model,
+            expired,
+            vram,
+        } => lend::refusal(state, agent, (model, to), *expired, *vram),
         Needs::Cpu { cpus } => unfit(state, candidate).or_else(|| cpu_refusal(state, *cpus)),
         Needs::Script { cpus, vram } => unfit(state, candidate)
-            .or_else(|| vram_refusal(state, all, candidate, *vram))
+            .or_else(|| memory::vram_refusal(state, all, candidate, *vram))
             .or_else(|| cpu_refusal(state, *cpus)),
         Needs::Llm { model, min_tier } => unfit(state, candidate)
             .or_else(|| llm_refusal(state, candidate, model.as_deref(), *min_tier)),
@@ -354,7 +388,7 @@ fn unload_refusal(state: &AgentState, agent: &str) -> Option<Verdict> {
     }
     match &state.llm {
         // Nothing to unload is success: the claim says so.
-        LlmState::Hot { .. } | LlmState::Cold => None,
+        LlmState::Hot { .. } | LlmState::Lent { .. } | LlmState::Cold => None,
         LlmState::Loading { .. } | LlmState::Draining { .. } | LlmState::Unloading { .. } => {
             Some(explain::runtime_busy(&state.llm))
         }
@@ -389,6 +423,9 @@ fn load_refusal(
         LlmState::Hot { model: loaded, .. } if loaded == model => {
             return Some(explain::already_loaded(model));
         }
+        // The memory was leased when it was kept.
+        LlmState::Lent { model: of, to } if of == model && *to == state.name => return None,
+        LlmState::Lent { model: of, to } => return Some(lend::occupied(model, of, to)),
         LlmState::Hot { model: loaded, .. } => return Some(explain::occupied(model, loaded)),
         LlmState::Loading { .. } | LlmState::Draining { .. } | LlmState::Unloading { .. } => {
             return Some(explain::runtime_busy(&state.llm));
@@ -402,59 +439,12 @@ fn load_refusal(
         return Some(explain::backoff(failed));
     }
     let gpu = state.gpu.as_ref()?;
+    // What it takes is measured, and must not be mixed with what another gives back meanwhile.
     let fits = match vram {
-        VramNeed::Mb(mb) => gpu.alone.is_none() && mb <= gpu.available_mb,
-        VramNeed::Alone => alone_now(gpu),
+        VramNeed::Mb(mb) => gpu.alone.is_none() && gpu.settling.is_none() && mb <= gpu.available_mb,
+        VramNeed::Alone => memory::alone_now(gpu),
     };
     (!fits).then(|| explain::vram(state, gpu, &format!("load of {model}"), vram, None))
-}
-
-fn vram_refusal(
-    state: &AgentState,
-    all: &[Candidate],
-    candidate: &Candidate,
-    vram: VramNeed,
-) -> Option<Verdict> {
-    let gpu = state.gpu.as_ref()?;
-    // A script that comes and goes would falsify the memory that a load or an unload is proven by.
-    match &state.llm {
-        LlmState::Cold | LlmState::Hot { .. } => {}
-        LlmState::Loading { .. } | LlmState::Draining { .. } | LlmState::Unloading { .. } => {
-            return Some(explain::model_moves(candidate, &state.llm));
-        }
-    }
-    if let Some(limit) = gpu.script_slots.filter(|limit| gpu.scripts >= *limit) {
-        return Some(explain::script_slots(state, gpu.scripts, limit));
-    }
-    let fits = match vram {
-        VramNeed::Mb(mb) => gpu.alone.is_none() && mb <= gpu.available_mb,
-        VramNeed::Alone => alone_now(gpu) && !matches!(state.llm, LlmState::Hot { .. }),
-    };
-    if fits {
-        return None;
-    }
-    let what = format!("script:{}", candidate.count);
-    if let LlmState::Hot { model, slots, .. } = &state.llm {
-        let queued: usize = all
-            .iter()
-            .filter(|other| explain::keeps_model(state, other, model))
-            .map(|other| other.count)
-            .sum();
-        if queued > 0 || slots.used > 0 {
-            return Some(explain::holding(
-                gpu, &what, vram, model, queued, slots.used,
-            ));
-        }
-    }
-    let model = match &state.llm {
-        LlmState::Hot { model, .. } => Some(model.as_str()),
-        _ => None,
-    };
-    Some(explain::vram(state, gpu, &what, vram, model))
-}
-
-fn alone_now(gpu: &GpuState) -> bool {
-    gpu.scripts == 0 && gpu.leased_mb == 0 && gpu.available_mb > 0
 }
 
 fn cpu_refusal(state: &AgentState, cpus: u32) -> Option<Verdict> {
@@ -467,6 +457,9 @@ fn llm_refusal(
     model: Option<&str>,
     min_tier: Option<u32>,
 ) -> Option<Verdict> {
+    if let LlmState::Lent { model, to } = &state.llm {
+        return Some(lend::not_here(state, candidate, model, to));
+    }
     let LlmState::Hot {
         model: loaded,
         tier,
@@ -480,7 +473,9 @@ fn llm_refusal(
             state, candidate, model, min_tier, loaded, *tier,
         ));
     }
-    (slots.free() == 0).then(|| explain::llm_slots(state, *slots))
+    let gpu = state.gpu.as_ref();
+    let allowed = gpu.map_or(slots.total, |gpu| gpu.slots(slots.total));
+    (slots.used >= allowed).then(|| explain::llm_slots(state, *slots, allowed))
 }
 
 /// Whether the loaded model will do for a task that asks for `model` and `min_tier`.

@@ -16,10 +16,23 @@ pub struct Needs {
     /// GPU memory of a script task, MiB: its estimate or measured peak. None: not known yet, it
     /// runs alone on any GPU.
     pub vram_mb: Option<u64>,
-    /// The model of an llm task and the memory that it takes, MiB, where that is known.
-    pub model: Option<(String, Option<u64>)>,
+    /// The model of an llm task.
+    pub model: Option<ModelNeed>,
     /// Agents that it may run on; empty: any.
     pub on: Vec<String>,
+}
+
+/// What the model of an llm task needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelNeed {
+    /// Its id.
+    pub id: String,
+    /// What it takes of each of its GPUs, MiB, where that is known.
+    pub on_each_mb: Option<u64>,
+    /// GPUs that it is spread over, at least 1.
+    pub gpus: u32,
+    /// How the memory comes about, to follow the number: ` (4300 MB weights + ...)`, or nothing.
+    pub aside: String,
 }
 
 /// An agent of the rig, running or not.
@@ -89,9 +102,17 @@ pub fn fit(needs: &Needs, agents: &[Agent]) -> Fit {
         }
         left.retain(|agent| agent.cpu_slots >= needs.cpus);
     }
-    let (what, need) = match (needs.class, &needs.model) {
-        (Class::Script, _) => ("needs".to_owned(), needs.vram_mb),
-        (Class::Llm, Some((model, vram_mb))) => (format!("model {model} needs"), *vram_mb),
+    if let (Class::Llm, Some(model)) = (needs.class, &needs.model)
+        && model.gpus > 1
+    {
+        return fit_split(model, &left);
+    }
+    let (what, need, aside) = match (needs.class, &needs.model) {
+        (Class::Script, _) => ("needs".to_owned(), needs.vram_mb, ""),
+        (Class::Llm, Some(model)) => {
+            let what = format!("model {} needs", model.id);
+            (what, model.on_each_mb, model.aside.as_str())
+        }
         _ => return Fit::Fits,
     };
     let Some(need) = need else {
@@ -109,12 +130,40 @@ pub fn fit(needs: &Needs, agents: &[Agent]) -> Fit {
         .filter(|_| left.iter().all(|agent| agent.budget_mb.is_some()));
     match largest {
         Some(agent) => Fit::Never(format!(
-            "{what} {need}MB, largest budget{only} is {}MB on {}",
+            "{what} {need}MB{aside}, largest budget{only} is {}MB on {}",
             agent.budget_mb.unwrap_or_default(),
             agent.name
         )),
         None => Fit::NotKnown,
     }
+}
+
+/// Whether enough of these GPUs have room for their part of a model.
+fn fit_split(model: &ModelNeed, gpus: &[&Agent]) -> Fit {
+    let need = model.on_each_mb.unwrap_or(0);
+    let able = |agent: &&&Agent| agent.budget_mb.is_some_and(|budget| budget >= need);
+    let wanted = model.gpus as usize;
+    if gpus.iter().filter(able).count() >= wanted {
+        return Fit::Fits;
+    }
+    if gpus.len() >= wanted && gpus.iter().any(|agent| agent.budget_mb.is_none()) {
+        return Fit::NotKnown;
+    }
+    let mut budgets: Vec<String> = Vec::new();
+    for agent in gpus {
+        if let Some(budget) = agent.budget_mb {
+            budgets.push(format!("{} has {budget}MB", agent.name));
+        }
+    }
+    let have = if gpus.len() < wanted {
+        format!("there are {}", gpus.len())
+    } else {
+        budgets.join(", ")
+    };
+    Fit::Never(format!(
+        "model {} needs {need}MB{} on each of {wanted} GPUs, {have}",
+        model.id, model.aside
+    ))
 }
 
 #[cfg(test)]
@@ -169,13 +218,43 @@ mod tests {
         );
         let llm = Needs {
             class: Class::Llm,
-            model: Some(("X".to_owned(), Some(9000))),
+            model: Some(model(9000, 1)),
             ..script(0)
         };
         assert_eq!(
             never(llm, &rig()),
-            "model X needs 9000MB, largest budget is 4915MB on gpu-1"
+            "model X needs 9000MB (weights and more), largest budget is 4915MB on gpu-1"
         );
+    }
+
+    fn model(on_each_mb: u64, gpus: u32) -> ModelNeed {
+        ModelNeed {
+            id: "X".to_owned(),
+            on_each_mb: Some(on_each_mb),
+            gpus,
+            aside: " (weights and more)".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_split_model_fits_where_enough_gpus_have_room_for_their_part() {
+        let of = |on_each_mb, gpus| Needs {
+            class: Class::Llm,
+            model: Some(model(on_each_mb, gpus)),
+            ..script(0)
+        };
+        assert_eq!(fit(&of(3000, 2), &rig()), Fit::Fits);
+        assert_eq!(
+            never(of(3001, 2), &rig()),
+            "model X needs 3001MB (weights and more) on each of 2 GPUs, gpu-1 has 4915MB, gpu-2 has 3000MB"
+        );
+        assert_eq!(
+            never(of(1, 3), &rig()),
+            "model X needs 1MB (weights and more) on each of 3 GPUs, there are 2"
+        );
+        let mut agents = rig();
+        agents[1].budget_mb = None;
+        assert_eq!(fit(&of(3001, 2), &agents), Fit::NotKnown);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub fn cause(health: Health, llm: &LlmState, gpu_tasks: usize, idle: Option<&Ver
     }
     match llm {
         LlmState::Loading { .. } => return Cause::Loading,
+        LlmState::Lent { .. } => return Cause::Lent,
         LlmState::Draining { .. } | LlmState::Unloading { .. } => return Cause::Unloading,
         LlmState::Cold | LlmState::Hot { .. } => {}
     }

@@ -4,15 +4,27 @@
 //! with it, and L = seconds to load it: one more GPU pays iff `W/k > 1.5 L` and there are more
 //! tasks than slots. From cold, k GPUs take `L + W/k`.
 
+mod gain;
 mod leave;
 mod reason;
+mod record;
+mod split;
+mod view;
 
 use std::collections::BTreeSet;
 
 use rigor_queue::heartbeat::{Health, LlmBeat};
 
+use crate::span::estimate;
+pub use gain::{Came, Predicted};
 use leave::{cool, make_room, replace};
-use reason::{Stop, keep_reason, load_reason};
+use reason::{Stop, keep_reason};
+pub use record::{POLICY, Record, SCHEMA};
+pub use split::{Lend, Splits, Step};
+pub use view::{
+    Agent, Decision, Demand, FailedLoad, ModelSeconds, Pending, View, failed_load_wait,
+    seconds_left,
+};
 
 /// A further load must save this many times what it costs: the estimates of W and L are averages.
 pub const LOAD_MARGIN: f64 = 1.5;
@@ -28,130 +40,30 @@ pub const LOAD_SECONDS_PRIOR: f64 = 2.0;
 /// it back costs two loads, so at most a tenth of the time goes into that.
 pub const STARVED_AFTER_LOADS: f64 = 20.0;
 
-/// What the decision is made from.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct View {
-    /// Models for which work is queued or running, or that an agent holds.
-    pub models: Vec<Demand>,
-    /// The agents with a GPU.
-    pub agents: Vec<Agent>,
-    /// Loads that were asked for and that no agent has taken yet.
-    pub pending: Vec<Pending>,
-    /// Models that tasks need which still wait for others.
-    pub upcoming: BTreeSet<String>,
-    /// Script tasks that are queued.
-    pub scripts_queued: usize,
-    /// Seconds of script work queued, on one GPU.
-    pub script_seconds: f64,
-    /// The longest that script tasks of one kind have been queued while every agent that could
-    /// ever hold them refused them for want of memory, seconds.
-    pub scripts_waiting_seconds: f64,
-}
-
-/// Work for one model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Demand {
-    /// Catalogue id.
-    pub model: String,
-    /// Tasks queued.
-    pub queued: usize,
-    /// Seconds a task takes (measured, or the prior).
-    pub task_seconds: f64,
-    /// Whether that was measured.
-    pub measured: bool,
-    /// Requests an agent serves at once.
-    pub slots: u32,
-    /// Seconds to load it (measured, or the prior).
-    pub load_seconds: f64,
-    /// How long work has been queued for it without interruption, seconds.
-    pub waiting_seconds: f64,
-}
-
-impl Demand {
-    /// W: seconds of queued work on one hot GPU.
-    pub fn backlog_seconds(&self) -> f64 {
-        self.queued as f64 * self.task_seconds / f64::from(self.slots.max(1))
-    }
-}
-
-/// One agent with a GPU.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Agent {
-    /// Its name.
-    pub name: String,
-    /// Its lock is held.
-    pub alive: bool,
-    /// As its heartbeat says.
-    pub health: Health,
-    /// Why it is not healthy, with the code: `thermal (84C >= 80C)`.
-    pub health_reason: Option<String>,
-    /// As its heartbeat says.
-    pub llm: LlmBeat,
-    /// llm tasks it runs now.
-    pub llm_running: u32,
-    /// It refuses queued script tasks because of the model that it holds.
-    pub scripts_blocked: bool,
-    /// Why it cannot hold a model, by model; models not named here it can hold.
-    pub cannot: Vec<(String, String)>,
-    /// Its failed load may not be tried again yet (the model).
-    pub backing_off: Option<String>,
-}
-
-/// A load that no agent has taken yet.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pending {
-    /// Catalogue id.
-    pub model: String,
-}
-
-/// What should be done, with the reason in words.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
-    /// Ask for `count` loads, each to be taken by one of `eligible`.
-    Load {
-        /// Catalogue id.
-        model: String,
-        /// How many.
-        count: usize,
-        /// Agents that may take one.
-        eligible: Vec<String>,
-        /// With numbers.
-        reason: String,
-    },
-    /// Ask an agent to free its model.
-    Unload {
-        /// The agent.
-        agent: String,
-        /// With numbers.
-        reason: String,
-    },
-    /// It is where it should be, or on its way there: nothing is done.
-    Keep {
-        /// Catalogue id.
-        model: String,
-        /// The comparison that decided, with its numbers.
-        reason: String,
-    },
-    /// Work waits and nobody can hold its model.
-    Stranded {
-        /// Catalogue id.
-        model: String,
-        /// Agent by agent.
-        reason: String,
-    },
-}
-
 /// Decides which models go where. What starves comes first, then what fits the fewest agents, then
 /// the largest backlog.
+///
+/// Models that are split over several GPUs come before all others: nobody else can use a part of
+/// what they need.
 pub fn decide(view: &View) -> Vec<Decision> {
+    let plan = split::plan(view);
+    let others = plan.others(view);
+    let mut decisions = plan.decisions;
+    decisions.extend(decide_whole(&others));
+    decisions.extend(split::yields(view, &others, &decisions));
+    decisions
+}
+
+/// Decides on the models that one GPU holds whole.
+fn decide_whole(view: &View) -> Vec<Decision> {
     let mut decisions = Vec::new();
     // Agents that will take a load that was just decided on, with its model.
     let mut taken: Vec<(&str, &str)> = Vec::new();
-    let mut demands: Vec<&Demand> = view.models.iter().filter(|d| d.queued > 0).collect();
+    let whole = |d: &&Demand| d.queued > 0 && !view.splits.gpus.contains_key(&d.model);
+    let mut demands: Vec<&Demand> = view.models.iter().filter(whole).collect();
     // What starves comes first: it was given room, and nobody else may take it.
     let starving = |d: &Demand| {
-        let starves = d.waiting_seconds > STARVED_AFTER_LOADS * d.load_seconds;
-        if starves { d.waiting_seconds } else { 0.0 }
+        if d.starves() { d.waiting_seconds } else { 0.0 }
     };
     // A model that fits one GPU alone must not find a smaller one there.
     let fits = |d: &Demand| {
@@ -199,22 +111,41 @@ pub fn decide(view: &View) -> Vec<Decision> {
         let free = eligible
             .len()
             .saturating_sub(view.pending.len() - reserved.loads);
+        let eligible = preferred(eligible, demand);
+        // The fastest take the loads of it that are asked for already.
+        let free = free.min(eligible.len().saturating_sub(pending));
+        let spoken_for = eligible.len() - free;
         let (room, kept) = room(view, demand, free, now);
-        let (wanted, stop) = useful(demand, now, now + room);
+        let loads: Vec<f64> = eligible
+            .iter()
+            .skip(spoken_for)
+            .take(room)
+            .map(|agent| agent.load_seconds(demand))
+            .collect();
+        let (wanted, stop) = useful(demand, now, &loads);
         if wanted > now {
             let count = wanted - now;
-            let names: Vec<String> = eligible.iter().map(|agent| agent.name.clone()).collect();
-            let takers = eligible.iter().take(count);
+            let slowest = loads[count - 1];
+            // They race for it: who loads it much more slowly is left out of the race.
+            let names: Vec<String> = eligible
+                .iter()
+                .filter(|agent| agent.load_seconds(demand) <= LOAD_MARGIN * slowest)
+                .map(|agent| agent.name.clone())
+                .collect();
+            let takers = eligible.iter().skip(spoken_for).take(count);
             taken.extend(takers.map(|agent| (agent.name.as_str(), demand.model.as_str())));
+            let predicted = Predicted::of(demand, now, wanted, slowest);
             decisions.push(Decision::Load {
                 model: demand.model.clone(),
                 count,
                 eligible: names,
-                reason: load_reason(demand, now, wanted),
+                reason: predicted.words(),
+                predicted,
             });
         } else if now == 0 {
-            decisions.push(make_room(view, demand));
-        } else if let Some(unload) = replace(view, demand, now).filter(|_| stop.is_none() && !kept)
+            decisions.push(make_room(view, demand, &decisions, &taken));
+        } else if let Some(unload) =
+            replace(view, demand, now, &decisions).filter(|_| stop.is_none() && !kept)
         {
             decisions.push(unload);
         } else {
@@ -267,14 +198,32 @@ fn reserved<'v>(view: &'v View, demand: &Demand) -> Reserved<'v> {
     reserved
 }
 
-/// How many GPUs pay, from `now` up to `most`, and what ended the count before that.
-fn useful(demand: &Demand, now: usize, most: usize) -> (usize, Option<Stop>) {
+/// Who is asked, the fastest first: as long as another one could, neither who runs scripts that
+/// leave no room for long nor who has failed to load it.
+fn preferred<'v>(mut able: Vec<&'v Agent>, demand: &Demand) -> Vec<&'v Agent> {
+    let rank = |agent: &Agent| {
+        let failed = agent.failed_load(&demand.model).is_some();
+        (agent.is_blocked_for_long(demand), failed)
+    };
+    let best = able.iter().map(|agent| rank(agent)).min();
+    able.retain(|agent| Some(rank(agent)) == best);
+    able.sort_by(|a, b| a.load_seconds(demand).total_cmp(&b.load_seconds(demand)));
+    able
+}
+
+/// How many GPUs pay, from `now` on, where the further ones take so many seconds to load it, and
+/// what ended the count before that.
+fn useful(demand: &Demand, now: usize, loads: &[f64]) -> (usize, Option<Stop>) {
     let backlog = demand.backlog_seconds();
     let mut count = now;
-    while count < most {
+    for load in loads {
         if count > 0 {
-            if backlog / count as f64 <= LOAD_MARGIN * demand.load_seconds {
-                return (count, Some(Stop::Work { gpus: count }));
+            if backlog / count as f64 <= LOAD_MARGIN * load {
+                let stop = Stop::Work {
+                    gpus: count,
+                    load_seconds: *load,
+                };
+                return (count, Some(stop));
             }
             if demand.queued <= count * demand.slots.max(1) as usize {
                 return (count, Some(Stop::Slots { gpus: count }));
@@ -298,7 +247,7 @@ fn room(view: &View, demand: &Demand, free: usize, now: usize) -> (usize, bool) 
         let cold = free - heated;
         let hot = now + heated;
         let only_gpu = view.agents.iter().filter(|agent| agent.alive).count() <= 1;
-        let starved = demand.waiting_seconds > STARVED_AFTER_LOADS * demand.load_seconds;
+        let starved = demand.starves();
         let last = cold == 1;
         let longer = hot == 0 || backlog / hot as f64 > view.script_seconds / cold as f64;
         if (last && hot > 0) || (last && only_gpu && !starved) || !longer {
@@ -318,6 +267,7 @@ fn serves(agent: &Agent, model: &str) -> bool {
                 held == model
             }
             LlmBeat::Cold
+            | LlmBeat::Lent { .. }
             | LlmBeat::Draining { .. }
             | LlmBeat::Unloading { .. }
             | LlmBeat::Failed { .. } => false,
@@ -327,6 +277,10 @@ fn serves(agent: &Agent, model: &str) -> bool {
 /// Whether a load that nobody has taken should be asked for anew: none of those who may take it
 /// can, and somebody else could.
 pub fn is_misplaced(view: &View, model: &str, eligible: &[String]) -> bool {
+    // One over several GPUs is withdrawn with its group.
+    if view.splits.gpus.contains_key(model) {
+        return false;
+    }
     let able = |agent: &&Agent| obstacle(agent, model).is_none();
     let (may, others): (Vec<&Agent>, Vec<&Agent>) = view
         .agents
@@ -351,14 +305,20 @@ fn obstacle(agent: &Agent, model: &str) -> Option<String> {
     if let Some((_, why)) = agent.cannot.iter().find(|(of, _)| of == model) {
         return Some(why.clone());
     }
+    if let Some(failed) = agent.failed_load(model)
+        && failed.retry_in_seconds > 0.0
+    {
+        return Some(format!(
+            "failed to load it {} {}, again in {}: {}",
+            failed.times,
+            if failed.times == 1 { "time" } else { "times" },
+            estimate(failed.retry_in_seconds),
+            failed.cause
+        ));
+    }
     match &agent.llm {
-        LlmBeat::Cold => None,
-        LlmBeat::Failed {
-            model: of, cause, ..
-        } if agent.backing_off.as_deref() == Some(of) && of == model => {
-            Some(format!("backing off after a failed load: {cause}"))
-        }
-        LlmBeat::Failed { .. } => None,
+        LlmBeat::Cold | LlmBeat::Failed { .. } => None,
+        LlmBeat::Lent { model, to, .. } => Some(format!("lends its GPU to {to} for {model}")),
         held @ (LlmBeat::Hot { .. }
         | LlmBeat::Loading { .. }
         | LlmBeat::Draining { .. }
@@ -370,5 +330,9 @@ fn obstacle(agent: &Agent, model: &str) -> Option<String> {
     }
 }
 
+#[cfg(test)]
+mod ageing;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

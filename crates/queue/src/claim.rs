@@ -12,9 +12,9 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::error::{QueueError, Result};
 use crate::format;
-use crate::lane::Move;
+use crate::lane::{Holding, Lane, Move, transition};
 use crate::lease::Lease;
-use crate::name::FileName;
+use crate::name::{FileName, Shape};
 use crate::rig::{Place, Renamed, Rig, rename_new, sync_dir};
 use crate::task::{Class, TaskSpec};
 
@@ -44,6 +44,7 @@ pub struct Held {
     pub name: FileName,
     /// What it says.
     pub spec: Box<TaskSpec>,
+    lane: Lane,
     path: PathBuf,
     lease: Lease,
 }
@@ -60,7 +61,7 @@ pub enum Moved {
 /// Locks `queue/<class>/<name>`, rechecks that the path still names the locked file, reads and
 /// checks it. A file that cannot be trusted goes to quarantine at once.
 pub fn candidate(rig: &Rig, class: Class, name: &FileName) -> Result<Candidate> {
-    match open_locked(rig, &rig.path(Place::Queue(class), name), name)? {
+    match open_locked(rig, Place::Queue(class), name)? {
         Opened::Held(held) if held.spec.class != class => {
             let reason = format!(
                 "it is of class {} and lies in queue/{class}",
@@ -94,7 +95,7 @@ pub enum Opened {
 
 /// Locks and reads a task file in any place; the way to take up a file in `processing/` again.
 pub fn open_in(rig: &Rig, place: Place<'_>, name: &FileName) -> Result<Opened> {
-    open_locked(rig, &rig.path(place, name), name)
+    open_locked(rig, place, name)
 }
 
 /// Reads a task file without locking it, for display. Nothing may be decided from it.
@@ -117,17 +118,15 @@ impl Held {
     /// A crash before the rename leaves it queued, a crash after it leaves it claimed with a free
     /// lock. `durable` makes the claim survive a power cut before this returns.
     pub fn claim(self, rig: &Rig, agent: &str, durable: bool) -> Result<Option<Held>> {
-        let target = rig.path(Place::Processing(agent), &self.name);
-        match move_file(&self.path, &target)? {
+        let place = Place::Processing(agent);
+        let (moved, name) = self.step(rig, Move::Claim, Holding::OWNER, place)?;
+        match moved {
             Moved::Gone => Ok(None),
             Moved::Done => {
                 if durable {
-                    sync_dir(&rig.dir(Place::Processing(agent)))?;
+                    sync_claims(rig, agent)?;
                 }
-                Ok(Some(Held {
-                    path: target,
-                    ..self
-                }))
+                Ok(Some(self.at(rig, place, name)))
             }
         }
     }
@@ -148,23 +147,34 @@ impl Held {
     /// without).
     pub fn complete(self, rig: &Rig) -> Result<Moved> {
         let place = Place::Complete(&self.spec.batch);
-        self.step(Move::Complete, rig.path(place, &self.name))
+        Ok(self.step(rig, Move::Complete, Holding::OWNER, place)?.0)
     }
 
     /// Processing -> retry: the attempt failed, the brain decides what follows. The attempt's
     /// record must be there.
     pub fn fail(self, rig: &Rig) -> Result<Moved> {
         let place = Place::Retry(&self.spec.batch);
-        self.step(Move::Fail, rig.path(place, &self.name))
+        Ok(self.step(rig, Move::Fail, Holding::OWNER, place)?.0)
     }
 
     /// Processing -> queue as the next attempt: this one was lost. Nothing of the attempt may
-    /// still run. `charge` counts it against the task's `retries`.
-    pub fn requeue(self, rig: &Rig, charge: bool) -> Result<FileName> {
-        let next = self.name.next_attempt(charge);
+    /// still run. It is not charged.
+    pub fn requeue(self, rig: &Rig) -> Result<FileName> {
         let place = Place::Queue(self.spec.class);
-        self.step(Move::Requeue, rig.path(place, &next))?;
+        let (_, next) = self.step(rig, Move::Requeue, Holding::OWNER, place)?;
         Ok(next)
+    }
+
+    /// Ends an attempt by the move that its record asks for ([`Move::after`]).
+    pub fn end(self, rig: &Rig, step: Move) -> Result<Moved> {
+        match step {
+            Move::Complete => self.complete(rig),
+            Move::Fail => self.fail(rig),
+            _ => {
+                let place = Place::Queue(self.spec.class);
+                Ok(self.step(rig, step, Holding::OWNER, place)?.0)
+            }
+        }
     }
 
     /// Queue -> waiting: the task's batch is held. `task` is the folder of its expansion.
@@ -173,20 +183,25 @@ impl Held {
             batch: &self.spec.batch,
             task,
         };
-        self.step(Move::Withdraw, rig.path(place, &self.name))
+        Ok(self
+            .step(rig, Move::Withdraw, Holding::BRAIN_LOCKED, place)?
+            .0)
     }
 
     /// The batch of a plan ends: processing/brain -> complete, failed or cancelled. After an
     /// error it lies where it was.
     pub fn close(&self, rig: &Rig, step: Move) -> Result<Moved> {
-        let batch = self.spec.batch.clone();
+        let batch = &self.spec.batch;
         let place = match step.rule().to {
-            crate::lane::Lane::Failed => Place::Failed(&batch),
-            crate::lane::Lane::Cancelled => Place::Cancelled(&batch),
-            _ => Place::Complete(&batch),
+            Lane::Failed => Place::Failed(batch),
+            Lane::Cancelled => Place::Cancelled(batch),
+            _ => Place::Complete(batch),
         };
-        let target = rig.path(place, &self.name);
-        self.step(step, target)
+        let holding = Holding {
+            owner: true,
+            ..Holding::BRAIN_LOCKED
+        };
+        Ok(self.step(rig, step, holding, place)?.0)
     }
 
     /// Waiting, queue or retry -> cancelled, as the attempt `under` (from retry the next one: the
@@ -194,18 +209,19 @@ impl Held {
     /// record with the reason must be there, under that attempt.
     pub fn cancel(self, rig: &Rig, under: &FileName) -> Result<Moved> {
         let place = Place::Cancelled(&self.spec.batch);
-        self.step(Move::Cancel, rig.path(place, under))
+        let from = (self.lane, self.path.as_path());
+        let (lane, next) = legal(Move::Cancel, from, &self.name, Holding::BRAIN_LOCKED)?;
+        debug_assert_eq!((lane, next), (place.lane(), *under), "the record's attempt");
+        rig.writable()?;
+        move_file(&self.path, &rig.path(place, &next))
     }
 
     /// A closed batch is opened again: -> processing/brain.
     pub fn reopen(self, rig: &Rig) -> Result<Option<Held>> {
-        let target = rig.path(Place::Processing(crate::rig::BRAIN), &self.name);
-        match move_file(&self.path, &target)? {
-            Moved::Gone => Ok(None),
-            Moved::Done => Ok(Some(Held {
-                path: target,
-                ..self
-            })),
+        let place = Place::Processing(crate::rig::BRAIN);
+        match self.step(rig, Move::Reopen, Holding::BRAIN_LOCKED, place)? {
+            (Moved::Gone, _) => Ok(None),
+            (Moved::Done, name) => Ok(Some(self.at(rig, place, name))),
         }
     }
 
@@ -214,38 +230,68 @@ impl Held {
         quarantine(rig, &self.path, reason)
     }
 
-    fn step(&self, step: Move, target: PathBuf) -> Result<Moved> {
-        debug_assert!(
-            step.rule().from.iter().any(|lane| {
-                self.path
-                    .components()
-                    .any(|part| part.as_os_str() == lane.as_str())
-            }),
-            "{step:?} from {}",
-            self.path.display()
-        );
-        move_file(&self.path, &target)
+    fn at(self, rig: &Rig, place: Place<'_>, name: FileName) -> Held {
+        Held {
+            name,
+            lane: place.lane(),
+            path: rig.path(place, &name),
+            ..self
+        }
     }
+
+    /// That the mover holds the file's lock is this value; that it is who it must be, is the lock
+    /// that a component holds for life.
+    fn step(
+        &self,
+        rig: &Rig,
+        step: Move,
+        holding: Holding,
+        to: Place<'_>,
+    ) -> Result<(Moved, FileName)> {
+        let (lane, next) = legal(step, (self.lane, &self.path), &self.name, holding)?;
+        debug_assert_eq!(lane, to.lane(), "{step:?}");
+        rig.writable()?;
+        Ok((move_file(&self.path, &rig.path(to, &next))?, next))
+    }
+}
+
+/// Makes the claims of `agent` so far survive a power cut.
+pub fn sync_claims(rig: &Rig, agent: &str) -> Result<()> {
+    rig.writable()?;
+    rig.synced(sync_dir(&rig.dir(Place::Processing(agent))))
 }
 
 /// Waiting -> queue: the task's dependencies are met. No lock: nobody but the brain looks there.
 pub fn release(rig: &Rig, batch: &str, task: &str, class: Class, name: &FileName) -> Result<Moved> {
-    let from = rig.path(Place::Waiting { batch, task }, name);
-    move_file(&from, &rig.path(Place::Queue(class), name))
+    let from = Place::Waiting { batch, task };
+    Ok(brain_move(rig, Move::Release, from, Place::Queue(class), name, None)?.0)
 }
 
 /// Retry -> queue, as the next attempt, charged.
 pub fn retry(rig: &Rig, batch: &str, class: Class, name: &FileName) -> Result<Option<FileName>> {
-    let next = name.next_attempt(true);
-    let from = rig.path(Place::Retry(batch), name);
-    let moved = move_file(&from, &rig.path(Place::Queue(class), &next))?;
+    let (from, to) = (Place::Retry(batch), Place::Queue(class));
+    let (moved, next) = brain_move(rig, Move::Retry, from, to, name, None)?;
+    Ok((moved == Moved::Done).then_some(next))
+}
+
+/// Retry -> queue, as the next attempt, not charged, under the shape of its raised need (see
+/// [`raised_need`](crate::records::raised_need)), which its record must hold already.
+pub fn retry_raised(
+    rig: &Rig,
+    batch: &str,
+    class: Class,
+    name: &FileName,
+    shape: Shape,
+) -> Result<Option<FileName>> {
+    let (from, to) = (Place::Retry(batch), Place::Queue(class));
+    let (moved, next) = brain_move(rig, Move::Raise, from, to, name, Some(shape))?;
     Ok((moved == Moved::Done).then_some(next))
 }
 
 /// Retry -> failed: that attempt was the last.
 pub fn give_up(rig: &Rig, batch: &str, name: &FileName) -> Result<Moved> {
-    let from = rig.path(Place::Retry(batch), name);
-    move_file(&from, &rig.path(Place::Failed(batch), name))
+    let (from, to) = (Place::Retry(batch), Place::Failed(batch));
+    Ok(brain_move(rig, Move::GiveUp, from, to, name, None)?.0)
 }
 
 /// Failed or cancelled -> waiting as the next attempt: an operator wants it after all. What
@@ -257,12 +303,39 @@ pub fn revive(
     task: &str,
     name: &FileName,
 ) -> Result<Option<FileName>> {
-    let mut next = name.next_attempt(false);
-    next.charged = 0;
-    let source = rig.path(from, name);
-    crate::rig::make_dir(&rig.dir(Place::Waiting { batch, task }))?;
-    let moved = move_file(&source, &rig.path(Place::Waiting { batch, task }, &next))?;
+    let to = Place::Waiting { batch, task };
+    crate::rig::make_dir(&rig.dir(to))?;
+    let (moved, next) = brain_move(rig, Move::Revive, from, to, name, None)?;
     Ok((moved == Moved::Done).then_some(next))
+}
+
+/// A move that the brain makes without the file's lock.
+fn brain_move(
+    rig: &Rig,
+    step: Move,
+    from: Place<'_>,
+    to: Place<'_>,
+    name: &FileName,
+    shape: Option<Shape>,
+) -> Result<(Moved, FileName)> {
+    let source = rig.path(from, name);
+    let (lane, mut next) = legal(step, (from.lane(), &source), name, Holding::BRAIN)?;
+    debug_assert_eq!(lane, to.lane(), "{step:?}");
+    next.shape = shape.unwrap_or(next.shape);
+    rig.writable()?;
+    Ok((move_file(&source, &rig.path(to, &next))?, next))
+}
+
+fn legal(
+    step: Move,
+    (from, path): (Lane, &Path),
+    name: &FileName,
+    holding: Holding,
+) -> Result<(Lane, FileName)> {
+    transition(step, from, name, holding).map_err(|why| QueueError::Illegal {
+        path: path.to_owned(),
+        why,
+    })
 }
 
 /// Moves whatever lies at `path` to quarantine and writes the reason beside it. Nothing of it is
@@ -335,7 +408,8 @@ fn open_regular(rig: &Rig, path: &Path) -> Result<Regular> {
     Ok(refused.map_or(Regular::File(file), Regular::Refused))
 }
 
-fn open_locked(rig: &Rig, path: &Path, name: &FileName) -> Result<Opened> {
+fn open_locked(rig: &Rig, place: Place<'_>, name: &FileName) -> Result<Opened> {
+    let path = &rig.path(place, name);
     let untrusted = |reason: String| {
         quarantine(rig, path, &reason)?;
         Ok(Opened::Untrusted { reason })
@@ -366,6 +440,7 @@ fn open_locked(rig: &Rig, path: &Path, name: &FileName) -> Result<Opened> {
             Ok(Opened::Held(Held {
                 name,
                 spec: Box::new(spec),
+                lane: place.lane(),
                 path,
                 lease,
             }))

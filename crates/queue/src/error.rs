@@ -32,6 +32,33 @@ pub enum QueueError {
         /// Who holds it, as far as the lock file says.
         holder: String,
     },
+    /// A move that the protocol does not have: a defect of the caller.
+    #[error("{} stays where it is: {why}; please report this", path.display())]
+    Illegal {
+        /// The task file.
+        path: PathBuf,
+        /// What the table of moves says.
+        why: crate::lane::Illegal,
+    },
+    /// The kernel reports no changes of a directory.
+    #[error("{} cannot be watched: {why}", path.display())]
+    Unwatched {
+        /// The directory, or `inotify` where there is none at all.
+        path: PathBuf,
+        /// Why not, and the remedy.
+        why: String,
+    },
+    /// An fsync has failed before: nothing is written or moved any more, since nobody knows which
+    /// of the bytes written until then reached the disk, and a second fsync would not tell.
+    #[error(
+        "{} is read-only for this program since {failed}: what it had written may not be on the disk. Look at the disk (`dmesg`), then start this program again", root.display()
+    )]
+    ReadOnly {
+        /// The rig.
+        root: PathBuf,
+        /// The fsync that failed: operation, path, cause.
+        failed: String,
+    },
     /// A file that could not be understood.
     #[error("{}: {why}", path.display())]
     Untrusted {
@@ -71,9 +98,12 @@ impl QueueError {
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             QueueError::Io { cause, .. } => Some(cause.kind()),
-            QueueError::Unfit { .. } | QueueError::Held { .. } | QueueError::Untrusted { .. } => {
-                None
-            }
+            QueueError::Unfit { .. }
+            | QueueError::Held { .. }
+            | QueueError::Illegal { .. }
+            | QueueError::Unwatched { .. }
+            | QueueError::ReadOnly { .. }
+            | QueueError::Untrusted { .. } => None,
         }
     }
 }

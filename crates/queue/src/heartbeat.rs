@@ -212,6 +212,9 @@ pub enum LlmBeat {
         model: String,
         /// Since when.
         since: Timestamp,
+        /// Agents whose GPUs it is loaded over besides its own.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lenders: Vec<String>,
     },
     /// In VRAM and proven to answer.
     Hot {
@@ -221,6 +224,18 @@ pub enum LlmBeat {
         slots: u32,
         /// How long the load took, milliseconds.
         load_ms: u64,
+        /// Since when.
+        since: Timestamp,
+        /// Agents whose GPUs it is loaded over besides its own.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lenders: Vec<String>,
+    },
+    /// Its GPU is kept for another agent's runtime, which splits a model over several.
+    Lent {
+        /// Catalogue id.
+        model: String,
+        /// The agent whose runtime uses the GPU.
+        to: String,
         /// Since when.
         since: Timestamp,
     },
@@ -252,9 +267,22 @@ impl LlmBeat {
             LlmBeat::Cold => "cold",
             LlmBeat::Loading { .. } => "loading",
             LlmBeat::Hot { .. } => "hot",
+            LlmBeat::Lent { .. } => "lent",
             LlmBeat::Draining { .. } => "draining",
             LlmBeat::Unloading { .. } => "unloading",
             LlmBeat::Failed { .. } => "failed",
+        }
+    }
+
+    /// Agents whose GPUs its model is on besides its own.
+    pub fn lenders(&self) -> &[String] {
+        match self {
+            LlmBeat::Loading { lenders, .. } | LlmBeat::Hot { lenders, .. } => lenders,
+            LlmBeat::Cold
+            | LlmBeat::Lent { .. }
+            | LlmBeat::Draining { .. }
+            | LlmBeat::Unloading { .. }
+            | LlmBeat::Failed { .. } => &[],
         }
     }
 
@@ -264,6 +292,7 @@ impl LlmBeat {
             LlmBeat::Cold => None,
             LlmBeat::Loading { model, .. }
             | LlmBeat::Hot { model, .. }
+            | LlmBeat::Lent { model, .. }
             | LlmBeat::Draining { model }
             | LlmBeat::Unloading { model }
             | LlmBeat::Failed { model, .. } => Some(model),

@@ -1,9 +1,14 @@
 //! Lanes, and the only moves between them.
 //!
-//! A task's directory is its state. `docs/queue-protocol.md` holds the same table in words; a
-//! test compares the two.
+//! A task's directory is its state. [`transition`] is the whole protocol as one pure function: each
+//! move of a task file in [`claim`](crate::claim) asks it where the file goes and under which name,
+//! and the exhaustive model in `tests/model/` walks over the same function.
+//! `docs/queue-protocol.md` holds the same table in words; a test compares the two.
 
 use std::fmt;
+
+use crate::name::FileName;
+use crate::record::Outcome;
 
 /// The directory families under `tasks/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -79,6 +84,8 @@ pub enum Move {
     Requeue,
     /// A failed attempt is followed by another.
     Retry,
+    /// An attempt that ran out of GPU memory is followed by one that gets more.
+    Raise,
     /// A failed attempt was the last.
     GiveUp,
     /// The batch of a plan (a task of the brain's) ended with failures.
@@ -124,7 +131,7 @@ pub struct Rule {
 }
 
 /// The whole protocol: every move that exists.
-pub const RULES: [Rule; 14] = [
+pub const RULES: [Rule; 15] = [
     rule(
         Move::Release,
         &[Lane::Waiting],
@@ -169,6 +176,13 @@ pub const RULES: [Rule; 14] = [
     ),
     rule(
         Move::Retry,
+        &[Lane::Retry],
+        Lane::Queue,
+        Mover::Brain,
+        false,
+    ),
+    rule(
+        Move::Raise,
         &[Lane::Retry],
         Lane::Queue,
         Mover::Brain,
@@ -241,6 +255,137 @@ impl Move {
         let found = RULES.iter().find(|rule| rule.step == self);
         found.expect("every move has a row: held by the test `every_move_has_one_row`")
     }
+
+    /// The move that the end of an attempt asks for, once its record is there. What was cancelled
+    /// goes to `retry`, from where the brain moves it on.
+    pub fn after(outcome: &Outcome) -> Move {
+        match outcome {
+            Outcome::Succeeded => Move::Complete,
+            Outcome::Failed { .. } | Outcome::Cancelled { .. } => Move::Fail,
+            Outcome::Lost { .. } => Move::Requeue,
+        }
+    }
+
+    /// The name that the file has after the move: the fence and the charge. Whoever knows the name
+    /// before a move that ends an attempt finds no file under it afterwards.
+    fn name_after(self, from: Lane, name: &FileName) -> FileName {
+        match self {
+            Move::Requeue | Move::Raise => name.next_attempt(false),
+            Move::Retry => name.next_attempt(true),
+            // The record of the attempt that failed stays; the reason for the end is the next one's.
+            Move::Cancel if from == Lane::Retry => name.next_attempt(false),
+            Move::Revive => {
+                let mut next = name.next_attempt(false);
+                next.charged = 0;
+                next
+            }
+            Move::Release
+            | Move::Withdraw
+            | Move::Claim
+            | Move::Complete
+            | Move::Fail
+            | Move::GiveUp
+            | Move::CloseFailed
+            | Move::CloseCancelled
+            | Move::Cancel
+            | Move::Reopen
+            | Move::Quarantine => *name,
+        }
+    }
+}
+
+/// What a process holds when it makes a move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// It is the brain: it holds `agents/brain/lock`.
+    pub brain: bool,
+    /// The lock of the agent in whose `processing/<agent>/` the file lies or comes to lie.
+    pub owner: bool,
+    /// The lock of the task file.
+    pub file: bool,
+}
+
+impl Holding {
+    /// The brain, without the file's lock.
+    pub const BRAIN: Holding = Holding {
+        brain: true,
+        owner: false,
+        file: false,
+    };
+    /// The owner of `processing/<agent>/`, with the file's lock.
+    pub const OWNER: Holding = Holding {
+        brain: false,
+        owner: true,
+        file: true,
+    };
+    /// The brain, with the file's lock.
+    pub const BRAIN_LOCKED: Holding = Holding {
+        brain: true,
+        owner: false,
+        file: true,
+    };
+
+    fn is(self, mover: Mover) -> bool {
+        match mover {
+            Mover::Brain => self.brain,
+            // A claimant is the owner of the place that it claims into.
+            Mover::Claimant | Mover::Owner => self.owner,
+            Mover::Anyone => true,
+        }
+    }
+}
+
+/// A move that the table does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Illegal {
+    /// It starts in another lane.
+    #[error("{step:?} does not start in {from}")]
+    From {
+        /// The move.
+        step: Move,
+        /// Where the file lies.
+        from: Lane,
+    },
+    /// Another has to make it.
+    #[error("{step:?} is made by the {by}, and this process holds no such lock", by = format!("{by:?}").to_lowercase())]
+    By {
+        /// The move.
+        step: Move,
+        /// Who may make it.
+        by: Mover,
+    },
+    /// It is made under the file's lock only.
+    #[error("{step:?} needs the lock of the task file")]
+    Unlocked {
+        /// The move.
+        step: Move,
+    },
+}
+
+/// The protocol's transition function: where a task file that lies in `from` goes by `step`, and
+/// the name that it has there. (The name after [`Move::Raise`] gets the shape of the raised need
+/// besides.)
+///
+/// # Errors
+///
+/// [`Illegal`] for a move that the table does not allow from there, or not to one who holds that.
+pub fn transition(
+    step: Move,
+    from: Lane,
+    name: &FileName,
+    holding: Holding,
+) -> Result<(Lane, FileName), Illegal> {
+    let rule = step.rule();
+    if !rule.from.contains(&from) {
+        return Err(Illegal::From { step, from });
+    }
+    if !holding.is(rule.by) {
+        return Err(Illegal::By { step, by: rule.by });
+    }
+    if rule.locked && !holding.file {
+        return Err(Illegal::Unlocked { step });
+    }
+    Ok((rule.to, step.name_after(from, name)))
 }
 
 #[cfg(test)]
@@ -259,6 +404,45 @@ mod tests {
                 "{:?} leads nowhere",
                 rule.step
             );
+        }
+    }
+
+    #[test]
+    fn a_move_needs_its_lane_its_mover_and_its_lock() {
+        let id = crate::name::TaskId::derive("b", "t", None);
+        let name = FileName::first(5, 1, crate::name::Shape(7), id);
+        let go = |step, from, holding| transition(step, from, &name, holding);
+        assert_eq!(
+            go(Move::Complete, Lane::Processing, Holding::OWNER),
+            Ok((Lane::Complete, name))
+        );
+        let (step, from) = (Move::Complete, Lane::Queue);
+        assert_eq!(
+            go(step, from, Holding::OWNER),
+            Err(Illegal::From { step, from })
+        );
+        let by = Mover::Owner;
+        assert_eq!(
+            go(step, Lane::Processing, Holding::BRAIN_LOCKED),
+            Err(Illegal::By { step, by })
+        );
+        let unlocked = Holding {
+            file: false,
+            ..Holding::OWNER
+        };
+        let refused = go(step, Lane::Processing, unlocked).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "Complete needs the lock of the task file"
+        );
+        for step in [Move::Requeue, Move::Retry, Move::Raise, Move::Revive] {
+            let holding = Holding {
+                owner: true,
+                ..Holding::BRAIN_LOCKED
+            };
+            let (_, next) = go(step, step.rule().from[0], holding).unwrap();
+            assert_eq!(next.attempt, 2, "{step:?} fences");
+            assert_eq!(next.charged, u32::from(step == Move::Retry), "{step:?}");
         }
     }
 

@@ -17,6 +17,7 @@ pub mod reasons;
 pub mod record;
 pub mod records;
 pub mod rig;
+mod small;
 pub mod submit;
 pub mod task;
 pub mod watch;

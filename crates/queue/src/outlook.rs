@@ -2,7 +2,6 @@
 //! and for displays. Replaced whole, on change, at most once a second; nothing is decided from it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 
 use jiff::Timestamp;
@@ -94,8 +93,8 @@ pub fn write(rig: &Rig, outlook: &Outlook) -> Result<()> {
 /// The outlook; `None` where no brain has written one.
 pub fn read(rig: &Rig) -> Result<Option<Outlook>> {
     let path = path(rig);
-    match fs::read(&path) {
-        Ok(bytes) => {
+    match crate::small::read(&path) {
+        Ok((bytes, _)) => {
             serde_json::from_slice(&bytes)
                 .map(Some)
                 .map_err(|error| QueueError::Untrusted {

@@ -13,6 +13,7 @@ use crate::error::{QueueError, Result};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Lease;
 use crate::rig::Rig;
+use crate::small;
 use crate::submit::replace_file;
 
 /// Between two tries to take a lock that will be free in a moment.
@@ -223,17 +224,13 @@ pub fn heartbeat(rig: &Rig, name: &str) -> Result<Option<Heartbeat>> {
 /// the time alone.
 pub fn heartbeat_with_time(rig: &Rig, name: &str) -> Result<Option<(Heartbeat, SystemTime)>> {
     let path = heartbeat_path(rig, name);
-    let mut file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(QueueError::io("open", &path)(error)),
-    };
     // Of one descriptor: the path may name another file a moment later.
-    let mut bytes = Vec::new();
-    let time = file
-        .read_to_end(&mut bytes)
-        .and_then(|_| file.metadata()?.modified())
-        .map_err(QueueError::io("read", &path))?;
+    let (bytes, meta) = match small::read(&path) {
+        Ok(both) => both,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(QueueError::io("read", &path)(error)),
+    };
+    let time = meta.modified().map_err(QueueError::io("read", &path))?;
     match serde_json::from_slice(&bytes) {
         Ok(heartbeat) => Ok(Some((heartbeat, time))),
         Err(error) => Err(QueueError::Untrusted {
@@ -291,9 +288,16 @@ pub fn signals(rig: &Rig, name: &str) -> Result<Vec<(String, String)>> {
         if name.starts_with('.') {
             continue;
         }
-        match fs::read_to_string(entry.path()) {
-            Ok(content) => found.push((name, content)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        match small::read(&entry.path()) {
+            Ok((content, _)) => {
+                found.push((name, String::from_utf8_lossy(&content).into_owned()));
+            }
+            // Taken meanwhile, or no file: nobody's signal, and it must not hide the others.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                ) => {}
             Err(error) => return Err(QueueError::io("read", entry.path())(error)),
         }
     }

@@ -31,6 +31,8 @@ pub enum Cause {
     Running,
     /// A model was on its way in.
     Loading,
+    /// Another agent's runtime had it, for a model that is split over several GPUs.
+    Lent,
     /// A model was on its way out, its last requests with it.
     Unloading,
     /// Nothing was there to do.
@@ -59,9 +61,10 @@ pub enum Cause {
 
 impl Cause {
     /// Every cause, in the order of displays.
-    pub const ALL: [Cause; 14] = [
+    pub const ALL: [Cause; 15] = [
         Cause::Running,
         Cause::Loading,
+        Cause::Lent,
         Cause::Unloading,
         Cause::NoWork,
         Cause::WaitingDeps,
@@ -81,6 +84,7 @@ impl Cause {
         match self {
             Cause::Running => "running",
             Cause::Loading => "loading",
+            Cause::Lent => "lent",
             Cause::Unloading => "unloading",
             Cause::NoWork => "no_work",
             Cause::WaitingDeps => "waiting_deps",
@@ -101,6 +105,7 @@ impl Cause {
         match self {
             Cause::Running => "running",
             Cause::Loading => "loading",
+            Cause::Lent => "lent",
             Cause::Unloading => "unloading",
             Cause::NoWork => "no work",
             Cause::WaitingDeps => "waiting for dependencies",
@@ -222,8 +227,8 @@ pub fn read(rig: &Rig, name: &str, from: Timestamp) -> Result<Vec<Reason>> {
     let path = path(rig, name);
     let mut newest_first = Vec::new();
     for file in [path.clone(), older(&path)] {
-        let text = match fs::read(&file) {
-            Ok(text) => text,
+        let text = match crate::small::read(&file) {
+            Ok((text, _)) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(QueueError::io("read", &file)(error)),
         };

@@ -57,6 +57,9 @@ pub struct AttemptRecord {
     /// What the model was asked, for a prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<LlmUse>,
+    /// The GPU memory that it had, where it ran out of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory: Option<GpuMemory>,
 }
 
 impl AttemptRecord {
@@ -87,8 +90,42 @@ impl AttemptRecord {
             output_bytes: 0,
             output_dropped: 0,
             llm: None,
+            gpu_memory: None,
         }
     }
+}
+
+/// The GPU memory that an attempt had which ran out of it, and what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuMemory {
+    /// What was promised to it, MiB; none: it had the GPU to itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leased_mb: Option<u64>,
+    /// What tasks may use of that GPU in all, MiB.
+    pub budget_mb: u64,
+    /// Its need had been raised before.
+    #[serde(default)]
+    pub raised: bool,
+    /// What the next attempt needs, once the brain has decided; its file's shape says so too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<RaisedNeed>,
+}
+
+/// A need of GPU memory that stands in for the one of the task file, which never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "need", rename_all = "snake_case", deny_unknown_fields)]
+pub enum RaisedNeed {
+    /// So much.
+    Mb {
+        /// MiB.
+        mb: u64,
+    },
+    /// A GPU to itself.
+    Alone {
+        /// Of which tasks may use so much at least, MiB.
+        budget_mb: u64,
+    },
 }
 
 /// How an attempt ended.
@@ -162,6 +199,9 @@ pub enum FailureKind {
     Quarantined,
     /// The plan (or a foreach of it) could not be carried out.
     Plan,
+    /// The GPU's memory did not suffice. (Main memory that did not is `signal` or `exit_code`, with
+    /// the kernel's out-of-memory killer in the reason.)
+    OutOfMemory,
 }
 
 impl FailureKind {
@@ -183,6 +223,7 @@ impl FailureKind {
             FailureKind::LoadFailed => "load_failed",
             FailureKind::Quarantined => "quarantined",
             FailureKind::Plan => "plan",
+            FailureKind::OutOfMemory => "out_of_memory",
         }
     }
 }
@@ -215,4 +256,7 @@ pub struct LlmUse {
     /// The prompt was cut to fit (`too_long: truncate`).
     #[serde(default)]
     pub truncated: bool,
+    /// From the request that was answered to its answer, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_ms: Option<u64>,
 }

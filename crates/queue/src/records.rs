@@ -1,15 +1,17 @@
 //! Reading and writing the records of attempts.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
 use crate::error::{QueueError, Result};
 use crate::format;
-use crate::name::TaskId;
-use crate::record::AttemptRecord;
+use crate::name::{FileName, TaskId};
+use crate::record::{AttemptRecord, RaisedNeed};
 use crate::rig::Rig;
+use crate::small;
 use crate::submit::{Durability, replace_file, sync_files};
+use crate::task::TaskSpec;
 
 /// Writes the record of an attempt that has none. A crash leaves it whole, torn (which reads as
 /// absent) or absent. It is durable after [`commit`]. `false`: there is one already.
@@ -32,14 +34,52 @@ pub fn replace(rig: &Rig, record: &AttemptRecord) -> Result<()> {
     replace_file(&path, &format::seal(record), false)
 }
 
-/// The record of an attempt; torn counts as absent.
+/// The record of an attempt; torn counts as absent, and so does what is no file of a sane size.
 pub fn read(rig: &Rig, batch: &str, id: TaskId, attempt: u32) -> Result<Option<AttemptRecord>> {
     let path = rig.record_path(batch, id, attempt);
-    match fs::read(&path) {
-        Ok(bytes) => Ok(format::unseal(&bytes).ok()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+    match small::read(&path) {
+        Ok((bytes, _)) => Ok(format::unseal(&bytes).ok()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(QueueError::io("read", &path)(error)),
     }
+}
+
+/// The need that stands in for the one of the task file, where the file's name is of another shape
+/// than its content: that of the last record that raised it. `Ok(None)`: the content's own need
+/// holds.
+///
+/// # Errors
+///
+/// [`QueueError::Untrusted`] for a name whose shape neither the content nor any record explains.
+pub fn raised_need(rig: &Rig, spec: &TaskSpec, name: &FileName) -> Result<Option<RaisedNeed>> {
+    if spec.shape() == name.shape {
+        return Ok(None);
+    }
+    // An attempt that was lost since has a record without it, or none.
+    for attempt in (1..name.attempt).rev() {
+        let record = read(rig, &spec.batch, spec.id, attempt)?;
+        let next = record
+            .and_then(|record| record.gpu_memory)
+            .and_then(|memory| memory.next);
+        if let Some(need) = next.filter(|need| spec.raised_shape(*need) == name.shape) {
+            return Ok(Some(need));
+        }
+    }
+    Err(QueueError::Untrusted {
+        path: rig.record_path(&spec.batch, spec.id, name.attempt),
+        why: format!(
+            "its name says that it needs {:08x}, its content {:08x}, and no record of an attempt that ran out of GPU memory explains that",
+            name.shape.0,
+            spec.shape().0
+        ),
+    })
 }
 
 /// All records of a task, first attempt first, up to `last`.
@@ -52,10 +92,14 @@ pub fn history(rig: &Rig, batch: &str, id: TaskId, last: u32) -> Result<Vec<Atte
 }
 
 /// Makes the records of attempts that ended together survive a power cut: one commit for all.
+///
+/// After an error they must be written anew ([`replace`]) before the next try: an fsync that failed
+/// once says nothing the second time.
 pub fn commit(rig: &Rig, attempts: &[(String, TaskId, u32)], durability: Durability) -> Result<()> {
     if !durability.syncs() || attempts.is_empty() {
         return Ok(());
     }
+    rig.writable()?;
     let mut batches: Vec<&str> = attempts.iter().map(|(batch, ..)| batch.as_str()).collect();
     batches.sort_unstable();
     batches.dedup();
@@ -65,7 +109,7 @@ pub fn commit(rig: &Rig, attempts: &[(String, TaskId, u32)], durability: Durabil
             .filter(|(of, ..)| of == batch)
             .map(|(_, id, attempt)| rig.record_path(batch, *id, *attempt))
             .collect();
-        sync_files(&rig.attempts_dir(batch), &paths, paths.len())?;
+        rig.synced(sync_files(&rig.attempts_dir(batch), &paths, paths.len()))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, RenameFlags};
 
@@ -40,6 +41,8 @@ const UNFIT_FILE_SYSTEMS: [(u64, &str); 7] = [
 pub struct Rig {
     root: PathBuf,
     owner: u32,
+    /// The first fsync that failed, of this value and its clones.
+    failed_sync: Arc<OnceLock<String>>,
 }
 
 /// A directory of task files.
@@ -159,7 +162,40 @@ impl Rig {
         let root = root
             .canonicalize()
             .map_err(QueueError::io("resolve", root))?;
-        Ok(Rig { root, owner: me })
+        Ok(Rig {
+            root,
+            owner: me,
+            failed_sync: Arc::default(),
+        })
+    }
+
+    /// Refuses once an fsync has failed. After such a failure the kernel takes the pages for clean,
+    /// so that the next fsync succeeds and says nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::ReadOnly`].
+    pub fn writable(&self) -> Result<()> {
+        match self.failed_sync.get() {
+            None => Ok(()),
+            Some(failed) => Err(QueueError::ReadOnly {
+                root: self.root.clone(),
+                failed: failed.clone(),
+            }),
+        }
+    }
+
+    /// The outcome of an fsync. One that failed is the last: see [`Rig::writable`]. A full disk
+    /// alone is no such failure: it is said before anything is lost, and what follows is written
+    /// anew.
+    pub(crate) fn synced<T>(&self, outcome: Result<T>) -> Result<T> {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        if let Err(error) = &outcome
+            && !matches!(error.io_kind(), None | Some(StorageFull | QuotaExceeded))
+        {
+            let _ = self.failed_sync.set(error.to_string());
+        }
+        outcome
     }
 
     /// The directory itself, absolute.
@@ -232,6 +268,12 @@ impl Rig {
     /// `brain/escalations/`: what only a person can mend, a file for each.
     pub fn escalations_dir(&self) -> PathBuf {
         self.brain_dir().join("escalations")
+    }
+
+    /// `brain/placement.jsonl`: every decision of which GPU holds which model, with all that it was
+    /// made from.
+    pub fn placement_journal(&self) -> PathBuf {
+        self.brain_dir().join("placement.jsonl")
     }
 
     /// `logs/`.

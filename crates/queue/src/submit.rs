@@ -49,6 +49,7 @@ pub fn submit(
     spec: &TaskSpec,
     durability: Durability,
 ) -> Result<bool> {
+    rig.writable()?;
     let dir = rig.dir(place);
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
@@ -58,10 +59,8 @@ pub fn submit(
         .write_all(&format::seal(spec))
         .map_err(QueueError::io("write", dir.join(name.to_string())))?;
     if durability.syncs() {
-        temporary
-            .as_file()
-            .sync_all()
-            .map_err(QueueError::io("fsync", dir.join(name.to_string())))?;
+        let synced = temporary.as_file().sync_all();
+        rig.synced(synced.map_err(QueueError::io("fsync", dir.join(name.to_string()))))?;
     }
     let target = dir.join(name.to_string());
     // persist_noclobber links and unlinks where it must, which would show two links for an
@@ -72,7 +71,7 @@ pub fn submit(
             path.keep()
                 .map_err(|error| QueueError::io("keep", &target)(error.error))?;
             if durability.syncs() {
-                sync_dir(&dir)?;
+                rig.synced(sync_dir(&dir))?;
             }
             Ok(true)
         }
@@ -110,6 +109,7 @@ pub fn expand(
     tasks: impl IntoIterator<Item = (FileName, TaskSpec)>,
     durability: Durability,
 ) -> Result<bool> {
+    rig.writable()?;
     let parent = rig.lane_dir(Lane::Waiting).join(batch);
     let target = parent.join(task);
     if target.exists() {
@@ -153,12 +153,12 @@ pub fn expand(
         .map_err(|error| QueueError::io("write", &manifest_path)(error.into_error()))?;
     if durability.syncs() {
         written.push(manifest_path);
-        sync_files(&building, &written, count)?;
+        rig.synced(sync_files(&building, &written, count))?;
     }
     match rename_new(&building, &target)? {
         Renamed::Done => {
             if durability.syncs() {
-                sync_dir(&parent)?;
+                rig.synced(sync_dir(&parent))?;
             }
             Ok(true)
         }
@@ -239,6 +239,7 @@ pub struct Sequence {
     next: u64,
     reserved: u64,
     durability: Durability,
+    rig: Rig,
 }
 
 /// Numbers reserved at a time: one write for so many tasks.
@@ -261,12 +262,14 @@ impl Sequence {
             next: reserved,
             reserved,
             durability,
+            rig: rig.clone(),
         })
     }
 
     /// The first of `count` numbers that nobody has or will get.
     pub fn take(&mut self, count: u64) -> Result<u64> {
         if self.next + count > self.reserved {
+            self.rig.writable()?;
             let reserved = self.next + count + SEQUENCE_BLOCK;
             replace_file(
                 &self.path,

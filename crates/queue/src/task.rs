@@ -11,12 +11,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{PRIORITY_DEFAULT, Shape, TaskId};
+use crate::record::RaisedNeed;
 
 /// What a task needs in kind, and so who may claim it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// Handled by the agent itself: `load_llm`, `unload_llm`.
+    /// Handled by the agent itself: `load_llm`, `unload_llm`, `lend_gpu`.
     Meta,
     /// A prompt, or a command that talks to the model: needs the model in VRAM.
     Llm,
@@ -161,6 +162,10 @@ pub enum Work {
         model: String,
         /// Agents that may take it; each cold one takes at most one.
         eligible: Vec<String>,
+        /// Agents whose GPUs it loads the model over besides its own, which lend them to it; empty:
+        /// its own alone.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lenders: Vec<String>,
         /// Unclaimed by then, the brain withdraws it.
         expires: Timestamp,
     },
@@ -168,6 +173,24 @@ pub enum Work {
     UnloadLlm {
         /// The agent whose model goes.
         agent: String,
+        /// Catalogue id of the model that it makes room for: its file is read into the page cache
+        /// meanwhile.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        next: Option<String>,
+    },
+    /// Keep the claiming agent's share of a model that is split over several GPUs free, for the
+    /// runtime of another agent; an `unload_llm` ends it.
+    LendGpu {
+        /// The agent whose GPU is lent.
+        agent: String,
+        /// The agent whose runtime uses it.
+        to: String,
+        /// Catalogue id.
+        model: String,
+        /// The GPUs that the model is split over, this one among them.
+        gpus: u32,
+        /// Unclaimed by then, the brain withdraws it.
+        expires: Timestamp,
     },
     /// A submitted plan: the brain holds it in `processing/brain/` while its batch is active.
     Plan(Box<Submission>),
@@ -302,21 +325,38 @@ impl TaskSpec {
     /// What the task needs, hashed: class, model, tier, agents, memory and CPU slots, and for a
     /// script its plan and task name, under which its memory is measured.
     pub fn shape(&self) -> Shape {
+        self.shape_needing(None)
+    }
+
+    /// The shape of the task while it needs other GPU memory than its file says, having run out of
+    /// that: see [`RaisedNeed`].
+    pub fn raised_shape(&self, need: RaisedNeed) -> Shape {
+        self.shape_needing(Some(need))
+    }
+
+    fn shape_needing(&self, raised: Option<RaisedNeed>) -> Shape {
         let measured_as = match self.class {
             Class::Script => self.measured_as(),
             _ => String::new(),
         };
-        let vram = match self.vram {
-            Vram::Default { estimate_mb: None } => "default".to_owned(),
-            Vram::Default {
-                estimate_mb: Some(mb),
-            } => format!("default {mb}"),
-            Vram::Infer => "infer".to_owned(),
-            Vram::Fixed { mb } => format!("fixed {mb}"),
+        let vram = match (raised, self.vram) {
+            (Some(RaisedNeed::Mb { mb }), _) => format!("raised {mb}"),
+            (Some(RaisedNeed::Alone { budget_mb }), _) => format!("alone {budget_mb}"),
+            (None, Vram::Default { estimate_mb: None }) => "default".to_owned(),
+            (
+                None,
+                Vram::Default {
+                    estimate_mb: Some(mb),
+                },
+            ) => format!("default {mb}"),
+            (None, Vram::Infer) => "infer".to_owned(),
+            (None, Vram::Fixed { mb }) => format!("fixed {mb}"),
         };
         // A meta task is decided by what it says, so each is a shape of its own.
         let meta = match &self.work {
-            Work::LoadLlm { .. } | Work::UnloadLlm { .. } => self.id.to_string(),
+            Work::LoadLlm { .. } | Work::UnloadLlm { .. } | Work::LendGpu { .. } => {
+                self.id.to_string()
+            }
             Work::Command { .. } | Work::Prompt(_) | Work::Plan(_) => String::new(),
         };
         Shape::of(&[

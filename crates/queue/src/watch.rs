@@ -40,10 +40,11 @@ impl Watcher {
         let config = Config::default()
             .with_event_kinds(mask)
             .with_follow_symlinks(false);
-        let inner = INotifyWatcher::new(handler, config).map_err(|error| QueueError::Unfit {
-            path: PathBuf::from("inotify"),
-            why: format!("{error}; raise fs.inotify.max_user_instances"),
-        })?;
+        let inner =
+            INotifyWatcher::new(handler, config).map_err(|error| QueueError::Unwatched {
+                path: PathBuf::from("inotify"),
+                why: format!("{error}; raise fs.inotify.max_user_instances"),
+            })?;
         Ok(Watcher { inner })
     }
 
@@ -51,9 +52,15 @@ impl Watcher {
     pub fn watch(&mut self, dir: &Path) -> Result<()> {
         self.inner
             .watch(dir, RecursiveMode::NonRecursive)
-            .map_err(|error| QueueError::Unfit {
+            .map_err(|error| QueueError::Unwatched {
                 path: dir.to_owned(),
-                why: format!("it cannot be watched: {error}; raise fs.inotify.max_user_watches"),
+                // notify names the path too.
+                why: match error.kind {
+                    notify::ErrorKind::MaxFilesWatch => {
+                        "no more watches are allowed; raise fs.inotify.max_user_watches".to_owned()
+                    }
+                    _ => error.to_string(),
+                },
             })
     }
 

@@ -110,6 +110,7 @@ fn record(spec: &TaskSpec, attempt: u32, outcome: Outcome) -> AttemptRecord {
         output_bytes: 0,
         output_dropped: 0,
         llm: None,
+        gpu_memory: None,
     }
 }
 
@@ -176,7 +177,7 @@ fn a_failed_attempt_is_retried_and_given_up() {
         .claim(rig, "gpu-1", false)
         .unwrap()
         .unwrap();
-    let third = held.requeue(rig, false).unwrap();
+    let third = held.requeue(rig).unwrap();
     assert_eq!(
         (third.attempt, third.charged),
         (3, 1),

@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 pub(crate) use control::{Agent, Batch, Load, LogLevel, Retry, Targets, Unload};
 pub(crate) use machine::{Completions, Detached, Doctor, Down, Init, Up};
 pub(crate) use plans::{Check, PlanArgs, Run, Submit};
-pub(crate) use views::{Logs, Report, Show, Status, Tasks, Wait, Why};
+pub(crate) use views::{Logs, Models, Report, Show, Status, Tasks, Wait, Why};
 
 /// Keeps every GPU of a rig busy with a plan's work, and says why when one is not.
 #[derive(Debug, Parser)]
@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Status(Status),
     /// List tasks.
     Tasks(Tasks),
+    /// List the models of the catalogue: what they need, where they fit, how fast they are.
+    Models(Models),
     /// Show one task: what it is, where it is, and all its attempts.
     Show(Show),
     /// Print what a task printed.

@@ -47,7 +47,7 @@ struct TaskReport<'a> {
 pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
     let facts = if at.join(rigor_config::FILE_NAME).exists() {
         let opened = target::open(at)?;
-        Some(facts::read(&opened.rig, &opened.config))
+        Some(facts::read_with_needs(&opened.rig, &opened.config))
     } else {
         note(format!(
             "No rig at {}: what depends on GPUs and models is not checked.",

@@ -1,14 +1,16 @@
 //! `rigor doctor`: what can be wrong with a rig and its machine, each with a remedy.
 
+mod gpus;
+mod machine;
+mod serving;
+
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Result;
-use rigor_config::{Config, Serving};
-use rigor_gpu::{Gpus, holders};
+use rigor_config::Config;
 use rigor_queue::presence;
 use rigor_queue::rig::{BRAIN, Rig};
 use rigor_queue::watch::{Wake, Watcher};
@@ -17,11 +19,8 @@ use serde::Serialize;
 use crate::args::Doctor;
 use crate::components::{on_path, program};
 use crate::exit::Exit;
-use crate::init::GGUF_MAGIC;
 use crate::terminal::{Tone, json, plural, print, toned};
 
-/// Less free space than this is worth a warning, MiB: logs and results need room.
-const DISK_LOW_MB: u64 = 1024;
 /// How long inotify may take to report.
 const NOTIFY_MOST: Duration = Duration::from_secs(2);
 
@@ -97,6 +96,8 @@ pub(crate) fn run(at: &Path, args: &Doctor) -> Result<Exit> {
         ),
         Ok(rig) => {
             findings.ok("rig directory", rig.root().display().to_string());
+            machine::permissions(&rig, &mut findings);
+            machine::disk(&rig, &mut findings);
             file_system(&rig, &mut findings);
             match Config::load(rig.root()) {
                 Err(error) => {
@@ -112,13 +113,13 @@ pub(crate) fn run(at: &Path, args: &Doctor) -> Result<Exit> {
                         ),
                     );
                     components(&rig, &config, &mut findings);
-                    nvml(&rig, &config, &mut findings);
-                    runtimes(&config, &mut findings);
-                    ports(&rig, &config, &mut findings);
-                    let tier = rigor_exec::Containment::detect(&config.rig.id)
-                        .tier()
-                        .to_string();
-                    findings.ok("containment", tier);
+                    let budgets = gpus::gpus(&rig, &config, &mut findings);
+                    serving::runtimes(&config, &mut findings);
+                    serving::models(&rig, &config, &budgets, &mut findings);
+                    serving::ports(&rig, &config, &mut findings);
+                    machine::leftovers(&rig, &config, &mut findings);
+                    machine::clock(&rig, &config, &mut findings);
+                    machine::tiers(&config, &mut findings);
                 }
             }
         }
@@ -176,22 +177,6 @@ fn programs(findings: &mut Findings) {
 }
 
 fn file_system(rig: &Rig, findings: &mut Findings) {
-    match rustix::fs::statvfs(rig.root()) {
-        Ok(stat) => {
-            let free_mb = stat.f_bavail.saturating_mul(stat.f_frsize) / (1024 * 1024);
-            let words = format!("{free_mb} MB free");
-            if free_mb < DISK_LOW_MB {
-                findings.warn(
-                    "disk",
-                    words,
-                    "free some: without room no result can be recorded and claims stop",
-                );
-            } else {
-                findings.ok("disk", words);
-            }
-        }
-        Err(errno) => findings.fail("disk", format!("statvfs: {errno}"), "see `dmesg`"),
-    }
     let remedy = "put the rig on a local file system (ext4, xfs, btrfs, tmpfs)";
     match try_file_system(rig) {
         Ok(()) => findings.ok("file system", "locks, renames and notifications work"),
@@ -259,136 +244,6 @@ fn components(rig: &Rig, config: &Config, findings: &mut Findings) {
             Ok(Some(true)) => findings.ok(name, "running"),
             Ok(_) => findings.warn(name, "not running", "rigor up"),
             Err(_) => {}
-        }
-    }
-}
-
-fn nvml(rig: &Rig, config: &Config, findings: &mut Findings) {
-    if config.gpus.is_empty() {
-        findings.ok("NVML", "no [[gpu]] in rig.toml");
-        return;
-    }
-    let gpus = match Gpus::open(config.nvml.library.as_deref()) {
-        Ok(gpus) => gpus,
-        Err(error) => {
-            findings.fail(
-                "NVML",
-                error.to_string(),
-                "without it no agent with a GPU starts",
-            );
-            return;
-        }
-    };
-    let driver = gpus
-        .driver_version()
-        .unwrap_or_else(|| "unknown".to_owned());
-    if gpus.stand_in() {
-        findings.warn(
-            "NVML",
-            "SIMULATED: these GPUs are stand-ins",
-            "for real work: rigor init without --sim-gpus",
-        );
-    } else {
-        findings.ok("NVML", format!("driver {driver}"));
-    }
-    for gpu in &config.gpus {
-        let check = format!("{} GPU", gpu.name);
-        match gpus.reading(&gpu.uuid) {
-            Ok(reading) => {
-                let words = format!("{} of {} MB free", reading.free_mb, reading.total_mb);
-                // What sits there while our agent runs is mostly ours.
-                let ours = presence::is_held(rig, &gpu.name).ok().flatten() == Some(true);
-                match holders(&reading, |_| ours).first() {
-                    Some(holder) => {
-                        findings.warn(check, format!("{words}; {holder}"), holder.remedy.clone())
-                    }
-                    None => findings.ok(check, words),
-                }
-            }
-            Err(error) => findings.fail(
-                check,
-                error.to_string(),
-                "see the cause; `nvidia-smi -L` lists what is there",
-            ),
-        }
-    }
-}
-
-fn runtimes(config: &Config, findings: &mut Findings) {
-    let llama = config
-        .models
-        .iter()
-        .any(|model| matches!(model.serving, Serving::LlamaServer { .. }));
-    if llama {
-        let program = &config.runtime.llama_server;
-        let found = if program.components().count() > 1 {
-            program.is_file().then(|| program.clone())
-        } else {
-            on_path(&program.to_string_lossy())
-        };
-        match found {
-            Some(path) => findings.ok("llama-server", path.display().to_string()),
-            None => findings.fail(
-                "llama-server",
-                format!("{} is not there", program.display()),
-                "install llama.cpp, or name the program in rig.toml: [runtime] llama_server = \"/path\"",
-            ),
-        }
-    }
-    for model in &config.models {
-        let check = format!("model {}", model.id);
-        match &model.serving {
-            Serving::LlamaServer { file } => match begins_with_gguf(file) {
-                Ok(true) => findings.ok(check, file.display().to_string()),
-                Ok(false) => findings.fail(
-                    check,
-                    format!("{} is not a GGUF file", file.display()),
-                    "download it again",
-                ),
-                Err(error) => findings.fail(
-                    check,
-                    format!("{}: {error}", file.display()),
-                    "correct `file` in rig.toml",
-                ),
-            },
-            Serving::Command { words, .. } => {
-                let program = words.first().map(String::as_str).unwrap_or_default();
-                let found = program.contains('/') && Path::new(program).is_file()
-                    || on_path(program).is_some();
-                if found {
-                    findings.ok(check, program);
-                } else {
-                    findings.fail(
-                        check,
-                        format!("{program} is not there"),
-                        "correct `command` in rig.toml",
-                    );
-                }
-            }
-        }
-    }
-}
-
-fn begins_with_gguf(file: &Path) -> std::io::Result<bool> {
-    let mut magic = [0; 4];
-    std::io::Read::read_exact(&mut fs::File::open(file)?, &mut magic)?;
-    Ok(&magic == GGUF_MAGIC)
-}
-
-fn ports(rig: &Rig, config: &Config, findings: &mut Findings) {
-    for gpu in &config.gpus {
-        let check = format!("{} port", gpu.name);
-        // A living agent's port is taken by its own runtime.
-        if presence::is_held(rig, &gpu.name).ok().flatten() == Some(true) {
-            continue;
-        }
-        match TcpListener::bind((Ipv4Addr::LOCALHOST, gpu.port)) {
-            Ok(_) => findings.ok(check, format!("{} is free", gpu.port)),
-            Err(error) => findings.fail(
-                check,
-                format!("{}: {error}", gpu.port),
-                format!("see who has it (`ss -ltnp sport = :{}`) and stop it, or choose another port in rig.toml", gpu.port),
-            ),
         }
     }
 }

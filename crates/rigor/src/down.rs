@@ -52,14 +52,15 @@ pub(crate) fn run(at: &Path, args: &Down) -> Result<Exit> {
     if !all_ended {
         return Ok(Exit::Failed);
     }
-    let left = leftovers(&config.rig.id);
+    let mut left = leftovers(&config.rig.id);
+    left.extend(runtimes_left(rig, &names));
     if !left.is_empty() {
         let pids: Vec<String> = left
             .iter()
             .map(|(pid, name)| format!("{name} (pid {pid})"))
             .collect();
         note(format!(
-            "Still running of agents that died: {}. `rigor up` ends them and queues their tasks again; or kill them yourself",
+            "Still running of agents that died: {}. `rigor up` ends them and queues their tasks again, and takes LLM runtimes over; or kill them yourself",
             pids.join(", ")
         ));
         return Ok(Exit::Failed);
@@ -136,8 +137,22 @@ fn tidy(rig: &Rig, record: &UpRecord) -> Result<()> {
     Ok(())
 }
 
-/// Processes of attempts and of LLM runtimes that outlived their agent: pid and name. An attempt's
-/// carry the rig's id in their cookie, a runtime's the path of its manifest.
+/// Processes of LLM runtimes that outlived their agent: pid and name. Their manifests lead to them.
+fn runtimes_left(rig: &Rig, agents: &[String]) -> Vec<(u32, String)> {
+    let orphans = agents.iter().filter_map(|agent| {
+        rigor_runtime::orphan(&rig.agent_dir(agent).join(rigor_runtime::MANIFEST_NAME))
+    });
+    orphans
+        .flat_map(|(model, pids)| {
+            let name = format!("runtime of {model}");
+            pids.into_iter()
+                .filter_map(move |pid| Some((u32::try_from(pid).ok()?, name.clone())))
+        })
+        .collect()
+}
+
+/// Processes of attempts that outlived their agent: pid and name. They carry the rig's id in their
+/// cookie.
 fn leftovers(rig_id: &str) -> Vec<(u32, String)> {
     let attempt = format!("{}={rig_id}:", rigor_exec::COOKIE_VARIABLE);
     let mut found = Vec::new();

@@ -174,6 +174,7 @@ fn model(args: &Init, file: &Path, kind: ModelKind) -> Result<Model> {
         tier: 0,
         vram_mb: None,
         load_timeout: None,
+        split_gpu: 1,
     })
 }
 

@@ -16,6 +16,7 @@ mod init;
 mod load;
 mod log_level;
 mod logs;
+mod models;
 mod one_task;
 mod report;
 mod show;
@@ -61,6 +62,7 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
         Command::Run(args) => one_task::run(at, args),
         Command::Status(args) => status::run(at, args),
         Command::Tasks(args) => tasks::run(at, args),
+        Command::Models(args) => models::run(at, args),
         Command::Show(args) => show::run(at, args),
         Command::Logs(args) => logs::run(at, args),
         Command::Why(args) => why::run(at, args),

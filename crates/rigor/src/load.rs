@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use jiff::{SignedDuration, Timestamp};
+use rigor_queue::heartbeat::LlmBeat;
 use rigor_queue::name::TaskId;
+use rigor_queue::presence;
 use rigor_queue::rig::RIG_BATCH;
 use rigor_queue::task::{Class, TaskSpec, Work};
 use rigor_snapshot::Snapshot;
@@ -22,24 +24,32 @@ const EXPIRES: SignedDuration = SignedDuration::from_hours(1);
 pub(crate) fn load(at: &Path, args: &Load) -> Result<Exit> {
     let opened = target::open(at)?;
     opened.config.gpu(&args.agent)?;
-    opened.config.model(&args.model)?;
+    let model = opened.config.model(&args.model)?;
+    if model.split_gpu > 1 {
+        bail!(
+            "{} is split over {} GPUs, which the brain gathers when tasks need it; no agent loads it by itself. Submit a task with `llm_model: {}`, and `rigor why` tells what it waits for",
+            args.model,
+            model.split_gpu,
+            args.model
+        );
+    }
     let held = held_model(&opened, &args.agent)?;
     if let Some(other) = held.filter(|held| *held != args.model) {
         note(format!(
             "{} holds {other}: it is unloaded first, when what runs on it is done",
             args.agent
         ));
-        let agent = args.agent.clone();
-        submit(
-            &opened,
-            &args.agent,
-            "unload_llm",
-            Work::UnloadLlm { agent },
-        )?;
+        let agent = who_unloads(&opened, &args.agent)?;
+        let unload = Work::UnloadLlm {
+            agent: agent.clone(),
+            next: Some(args.model.clone()),
+        };
+        submit(&opened, &agent, "unload_llm", unload)?;
     }
     let work = Work::LoadLlm {
         model: args.model.clone(),
         eligible: vec![args.agent.clone()],
+        lenders: Vec::new(),
         expires: Timestamp::now() + EXPIRES,
     };
     submit(&opened, &args.agent, "load_llm", work)
@@ -59,14 +69,31 @@ pub(crate) fn unload(at: &Path, args: &Unload) -> Result<Exit> {
             );
         }
     }
-    submit(
-        &opened,
-        &args.agent,
-        "unload_llm",
-        Work::UnloadLlm {
-            agent: args.agent.clone(),
-        },
-    )
+    let agent = who_unloads(&opened, &args.agent)?;
+    let unload = Work::UnloadLlm {
+        agent: agent.clone(),
+        next: None,
+    };
+    submit(&opened, &agent, "unload_llm", unload)
+}
+
+/// The agent whose runtime has the GPU of `agent`: another one where that one lends it. The brain
+/// gives the GPU back once the model is gone.
+fn who_unloads(opened: &Opened, agent: &str) -> Result<String> {
+    let beat = presence::heartbeat(&opened.rig, agent)?;
+    let Some(LlmBeat::Lent { model, to, .. }) = beat.map(|beat| beat.llm) else {
+        return Ok(agent.to_owned());
+    };
+    let runs = presence::heartbeat(&opened.rig, &to)?.is_some_and(|leader| {
+        leader.llm.model() == Some(model.as_str()) && !matches!(leader.llm, LlmBeat::Lent { .. })
+    });
+    if !runs {
+        return Ok(agent.to_owned());
+    }
+    note(format!(
+        "{agent} lends its GPU to {to}, which runs {model}: it is unloaded there, and the GPU given back then"
+    ));
+    Ok(to)
 }
 
 /// The model that the agent has on its GPU, as its last heartbeat says.

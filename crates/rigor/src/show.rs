@@ -99,14 +99,36 @@ fn work(work: &Work) -> String {
         Work::LoadLlm {
             model,
             eligible,
+            lenders,
             expires,
-        } => {
+        } if lenders.is_empty() => {
             format!(
                 "load {model} on one of {} until {expires}",
                 eligible.join(", ")
             )
         }
-        Work::UnloadLlm { agent } => format!("unload what {agent} holds"),
+        Work::LoadLlm {
+            model,
+            eligible,
+            lenders,
+            expires,
+        } => {
+            format!(
+                "load {model} on {}, over its GPU and those of {}, until {expires}",
+                eligible.join(", "),
+                lenders.join(", ")
+            )
+        }
+        Work::LendGpu {
+            agent,
+            to,
+            model,
+            gpus,
+            expires,
+        } => format!(
+            "lend the GPU of {agent} to {to}, for {model} over {gpus} GPUs, until {expires}"
+        ),
+        Work::UnloadLlm { agent, .. } => format!("unload what {agent} holds"),
         Work::Plan(submission) => submission.source.clone(),
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::spec::ModelKind;
+use crate::ollama;
+use crate::spec::{Asked, ModelKind};
 
 /// A list of models answers at once or the server is not well.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +37,8 @@ pub(crate) enum Proof {
     Given,
     /// It is still loading.
     NotYet(String),
+    /// It does not know the model (or the route).
+    Absent(String),
     /// It answered, but not with what was asked for.
     Failed(String),
 }
@@ -99,8 +102,38 @@ impl Api {
         }
     }
 
+    /// `route` as JSON, or why not.
+    pub(crate) async fn get(&self, route: &str) -> Result<Value, String> {
+        let request = self
+            .client
+            .get(format!("{}{route}", self.base_url))
+            .timeout(MODELS_TIMEOUT);
+        let (status, body) = answer(request).await?;
+        if status != 200 {
+            return Err(format!("{route}: {status} {}", quote(&body)));
+        }
+        serde_json::from_slice(&body).map_err(|_| format!("{route}: not JSON: {}", quote(&body)))
+    }
+
+    /// Whether it says that it serves its model: a cheap question that says little about whether
+    /// it generates. `Err` says what it answers instead.
+    pub(crate) async fn lists(&self, asked: &Asked) -> Result<(), String> {
+        if asked.ollama {
+            return match ollama::loaded(self, &asked.name).await? {
+                Some(_) => Ok(()),
+                None => Err(format!("ollama has unloaded {:?}", asked.name)),
+            };
+        }
+        match self.models().await {
+            Models::Served(names) if names.contains(&asked.name) => Ok(()),
+            Models::Served(names) => Err(format!("it serves {names:?} and not {:?}", asked.name)),
+            Models::NotYet(detail) => Err(detail),
+        }
+    }
+
     /// One token or one vector. Bounded by the caller.
-    pub(crate) async fn prove(&self, kind: ModelKind, model: &str) -> Proof {
+    pub(crate) async fn prove(&self, asked: &Asked) -> Proof {
+        let (kind, model) = (asked.kind, asked.name.as_str());
         let (route, body) = match kind {
             ModelKind::Chat => (
                 "/v1/chat/completions",
@@ -118,6 +151,9 @@ impl Api {
         };
         if status == 503 {
             return Proof::NotYet(format!("{route}: 503 {}", quote(&body)));
+        }
+        if status == 404 {
+            return Proof::Absent(format!("{route}: 404 {}", quote(&body)));
         }
         if status != 200 {
             return Proof::Failed(format!("{route}: {status} {}", quote(&body)));

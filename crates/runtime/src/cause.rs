@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
+use crate::error::LoadClass;
+
 /// A cause is within the last lines; a log may be long.
 const TAIL_BYTES: u64 = 64 * 1024;
 const LONGEST_CAUSE: usize = 600;
@@ -14,6 +16,65 @@ pub(crate) fn of_log(path: &Path) -> String {
     match tail(path) {
         Ok(text) => of_text(&text).unwrap_or_else(|| "it wrote nothing".to_owned()),
         Err(error) => format!("its log cannot be read: {error}"),
+    }
+}
+
+/// What runtimes say when memory, the GPU's or the machine's, is too small for a model: llama.cpp's
+/// and ollama's CUDA and Vulkan back ends, ollama's own estimate, PyTorch, and vLLM's look at what
+/// is free before it starts.
+const OUT_OF_MEMORY: [&str; 9] = [
+    "out of memory",
+    "outofmemory",
+    "erroroutofdevicememory",
+    "unable to allocate cuda",
+    "failed to allocate compute",
+    "failed to allocate buffer",
+    "model requires more system memory",
+    "memory layout cannot be allocated",
+    "is less than desired gpu memory utilization",
+];
+
+/// What runtimes say when the same start will fail again: no such file, no model in it, a model or
+/// a flag that they do not know, a context that does not fit the share they were given.
+const PERMANENT: [&str; 26] = [
+    "no such file",
+    "is a directory",
+    "invalid magic",
+    "not within the file bounds",
+    "corrupted or incomplete",
+    "failed to open gguf",
+    "unknown model architecture",
+    "unknown architecture",
+    "another architecture",
+    "not supported for now",
+    "are not supported",
+    "invalid argument",
+    "unrecognized arguments",
+    "unknown argument",
+    "invalid choice",
+    "error: argument",
+    "unknown flag",
+    "not found, try pulling",
+    "repositorynotfounderror",
+    "is not a valid model identifier",
+    "is not a local folder",
+    "can't load the configuration",
+    "larger than the available kv cache",
+    "no available memory for the cache blocks",
+    "is greater than the derived max_model_len",
+    "failed to read tensor",
+];
+
+/// What follows from a runtime's own words.
+pub(crate) fn class_of(words: &str) -> LoadClass {
+    let words = words.to_ascii_lowercase();
+    let says = |list: &[&str]| list.iter().any(|phrase| words.contains(phrase));
+    if says(&OUT_OF_MEMORY) {
+        LoadClass::OutOfMemory
+    } else if says(&PERMANENT) {
+        LoadClass::Permanent
+    } else {
+        LoadClass::Transient
     }
 }
 
@@ -38,15 +99,33 @@ fn of_text(text: &str) -> Option<String> {
     {
         Some(end) => llama_cause(&lines[..=end]),
         None => {
-            let telling = lines
-                .iter()
-                .rev()
-                .find(|line| is_error(line))
-                .or(lines.last())?;
-            (*telling).to_owned()
+            let telling = python_cause(&lines)
+                .or_else(|| lines.iter().rev().find(|line| is_error(line)).copied())
+                .or(lines.last().copied())?;
+            telling.to_owned()
         }
     };
     Some(cause.chars().take(LONGEST_CAUSE).collect())
+}
+
+/// vLLM's engine dies of an exception of its own, which its log shows before the server's, which
+/// only says to look above. Lines of the engine begin with its name, a level, a time and a place.
+fn python_cause<'a>(lines: &[&'a str]) -> Option<&'a str> {
+    let end = lines
+        .iter()
+        .rposition(|line| line.contains("See root cause above"))?;
+    let exception = |line: &&'a str| -> Option<&'a str> {
+        let rest = line
+            .rsplit_once("] ")
+            .map_or(*line, |(_, rest)| rest)
+            .trim();
+        let (name, _) = rest.split_once(": ")?;
+        let is_name = name
+            .chars()
+            .all(|c| c.is_alphanumeric() || c == '.' || c == '_');
+        (is_name && (name.ends_with("Error") || name.ends_with("Exception"))).then_some(rest)
+    };
+    lines[..end].iter().rev().find_map(exception)
 }
 
 /// llama.cpp tells the root cause first and then once more at each level above it, after a load
@@ -150,6 +229,58 @@ mod tests {
             "srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 9\nsrv init: exiting due to HTTP server error",
             "srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 9",
         );
+    }
+
+    #[test]
+    fn vllms_engine_tells_the_cause_and_not_its_server() {
+        check(
+            "(EngineCore_0 pid=7) ERROR 08-01 12:00:01 [core.py:700] Traceback (most recent call last):\n\
+             (EngineCore_0 pid=7) ERROR 08-01 12:00:01 [core.py:700] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n\
+             Traceback (most recent call last):\n\
+             RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n",
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        );
+    }
+
+    #[test]
+    fn words_decide_the_class() {
+        use LoadClass::{OutOfMemory, Permanent, Transient};
+        for (words, class) in [
+            (
+                "allocating 5000.00 MiB on device 0: cudaMalloc failed: out of memory",
+                OutOfMemory,
+            ),
+            (
+                "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+                OutOfMemory,
+            ),
+            (
+                "ValueError: Free memory on device (5.1/23.6 GiB) on startup is less than desired GPU memory utilization (0.8, 18.9 GiB).",
+                OutOfMemory,
+            ),
+            (
+                "/v1/chat/completions: 500 {\"error\":{\"message\":\"model requires more system memory (5.5 GiB) than is available (3.4 GiB)\"}}",
+                OutOfMemory,
+            ),
+            (
+                "gguf_init_from_file: failed to open GGUF file 'n.gguf' (No such file or directory)",
+                Permanent,
+            ),
+            (
+                "llama_model_load: error loading model: unknown model architecture: 'new'",
+                Permanent,
+            ),
+            ("error: invalid argument: --flash", Permanent),
+            ("vllm: error: unrecognized arguments: --fast", Permanent),
+            (
+                "ValueError: To serve at least one request with the models's max seq len (32768), (4.00 GiB KV cache is needed, which is larger than the available KV cache memory (1.00 GiB).",
+                Permanent,
+            ),
+            ("Segmentation fault", Transient),
+            ("it wrote nothing", Transient),
+        ] {
+            assert_eq!(class_of(words), class, "{words}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What goes wrong with a runtime.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cause;
 use crate::manifest::ManifestError;
 use crate::state::IllegalTransition;
 
@@ -89,6 +91,14 @@ pub enum LoadCause {
     /// It serves, but did not generate or embed.
     #[error("the runtime says it serves the model but cannot use it: {0}")]
     Unproven(String),
+    /// The server is up, but does not have the model.
+    #[error(
+        "ollama has not pulled {reference:?}: run `ollama pull {reference}` as the user and with the OLLAMA_MODELS of the agent"
+    )]
+    NotPulled {
+        /// The tag.
+        reference: String,
+    },
     /// It answers, but VRAM did not grow.
     #[error(
         "the model is not in VRAM: {delta_mb} MB were added, at least {expected_mb} MB were expected; does the runtime have GPU support?"
@@ -132,9 +142,49 @@ impl LoadCause {
             LoadCause::NotOurs { .. } => "not_ours",
             LoadCause::WrongModel { .. } => "wrong_model",
             LoadCause::Unproven(_) => "unproven",
+            LoadCause::NotPulled { .. } => "not_pulled",
             LoadCause::NotInVram { .. } => "not_in_vram",
             LoadCause::TimedOut { .. } => "timed_out",
             LoadCause::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What follows from a failed load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoadClass {
+    /// It may go well the next time.
+    Transient,
+    /// The GPU's memory was too small for it, as it was then.
+    OutOfMemory,
+    /// It fails again until somebody changes something: a file, a program, rig.toml.
+    Permanent,
+}
+
+impl LoadCause {
+    /// What follows from it. Where a runtime only gave words, they decide.
+    pub fn class(&self) -> LoadClass {
+        match self {
+            LoadCause::BadSpec(_) | LoadCause::NotPulled { .. } | LoadCause::WrongModel { .. } => {
+                LoadClass::Permanent
+            }
+            LoadCause::Spawn { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::PermissionDenied => LoadClass::Permanent,
+                _ => LoadClass::Transient,
+            },
+            LoadCause::Exited { cause, .. } | LoadCause::Unproven(cause) => cause::class_of(cause),
+            LoadCause::TimedOut { last, .. } => match cause::class_of(last) {
+                LoadClass::OutOfMemory => LoadClass::OutOfMemory,
+                LoadClass::Transient | LoadClass::Permanent => LoadClass::Transient,
+            },
+            LoadCause::Refused(_)
+            | LoadCause::PortTaken { .. }
+            | LoadCause::Leftover(_)
+            | LoadCause::Io { .. }
+            | LoadCause::Manifest(_)
+            | LoadCause::NotOurs { .. }
+            | LoadCause::NotInVram { .. }
+            | LoadCause::Cancelled => LoadClass::Transient,
         }
     }
 }

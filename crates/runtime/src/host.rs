@@ -7,15 +7,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::api::{Api, Models};
-use crate::error::{LoadCause, LoadError, ReapError, UnloadError};
+use crate::api::Api;
+use crate::error::{LoadCause, LoadClass, LoadError, ReapError, UnloadError};
 use crate::manifest::Manifest;
 use crate::spec::ModelSpec;
 use crate::state::{IllegalTransition, State};
 use crate::supervisor::{Command, Supervisor};
 
-/// VRAM in use on the agent's GPU in MB, `None` where it cannot be told. May block.
-pub type VramProbe = Arc<dyn Fn() -> Option<u64> + Send + Sync>;
+/// VRAM in use on the GPUs of these UUIDs together, in MB, `None` where it cannot be told of each.
+/// May block.
+pub type VramProbe = Arc<dyn Fn(&[String]) -> Option<u64> + Send + Sync>;
 
 /// What a host is made for.
 #[derive(Clone)]
@@ -38,6 +39,8 @@ pub struct HostOptions {
     pub vram: Option<VramProbe>,
     /// How long VRAM may take to come back after the last process is gone.
     pub vram_patience: Duration,
+    /// Between two looks at a runtime that serves.
+    pub watch_every: Duration,
 }
 
 /// A proven runtime.
@@ -45,6 +48,8 @@ pub struct HostOptions {
 pub struct Loaded {
     /// The model's id.
     pub model: String,
+    /// What requests must name as their model: for ollama its tag, else the id.
+    pub served_as: String,
     /// From the start to the proof.
     pub load_ms: u64,
     /// Requests served at once.
@@ -57,6 +62,8 @@ pub struct Loaded {
     pub pid: i32,
     /// Its output.
     pub log: PathBuf,
+    /// What is not as it should be, although it serves.
+    pub note: Option<String>,
 }
 
 /// A removed runtime.
@@ -77,6 +84,24 @@ pub struct Reaped {
     pub manifest: Manifest,
     /// How many processes were found alive.
     pub killed: usize,
+    /// Why it was not taken over.
+    pub why: String,
+}
+
+/// What an earlier agent had left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// A runtime that serves; it is this host's now.
+    Adopted {
+        /// As if this host had loaded it.
+        loaded: Loaded,
+        /// When the load began.
+        started_at: jiff::Timestamp,
+    },
+    /// What could not be taken over.
+    Reaped(Reaped),
 }
 
 /// What an agent must know when it did not ask.
@@ -90,6 +115,8 @@ pub enum RuntimeEvent {
         model: String,
         /// [`LoadCause::code`].
         code: &'static str,
+        /// What follows from it.
+        class: LoadClass,
         /// For people.
         cause: String,
     },
@@ -103,7 +130,15 @@ pub enum RuntimeEvent {
         /// Its own words.
         cause: String,
     },
-    /// Nothing is left of a runtime that ended by itself, in VRAM neither.
+    /// The runtime's process lives, but does not generate any more. It is being removed, as after
+    /// [`RuntimeEvent::Exited`].
+    Wedged {
+        /// The model's id.
+        model: String,
+        /// What was noticed, and what it answered instead.
+        cause: String,
+    },
+    /// Nothing is left of a runtime that ended by itself or was removed as wedged, in VRAM neither.
     Removed {
         /// The model's id.
         model: String,
@@ -139,13 +174,12 @@ pub enum Health {
 pub struct RuntimeHost {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
-    api: Api,
     task: JoinHandle<()>,
 }
 
 impl RuntimeHost {
     /// Starts the host's task on the current tokio runtime. Nothing is loaded, and nothing that an
-    /// earlier agent left is touched before [`RuntimeHost::adopt_or_reap`] or a load.
+    /// earlier agent left is touched before [`RuntimeHost::adopt_or_reap`] or a load, which ends it.
     ///
     /// The events are few, at most two for a load or unload that the agent asked for, so their
     /// channel has no bound.
@@ -156,13 +190,12 @@ impl RuntimeHost {
         let (commands, inbox) = mpsc::channel(8);
         let (events, outbox) = mpsc::unbounded_channel();
         let (announce, state) = watch::channel(State::Cold);
-        let supervisor = Supervisor::new(options, api.clone(), announce, events);
+        let supervisor = Supervisor::new(options, api, announce, events);
         let task = tokio::spawn(supervisor.run(inbox));
         Ok((
             RuntimeHost {
                 commands,
                 state,
-                api,
                 task,
             },
             outbox,
@@ -220,35 +253,35 @@ impl RuntimeHost {
         answer.await.map_err(|_| UnloadError::HostGone)?
     }
 
-    /// Ends what the manifest of an earlier agent leads to. A runtime is not taken over yet: its
-    /// processes are killed, exactly those that bear the nonce or are in the named session.
-    pub async fn adopt_or_reap(&self) -> Result<Option<Reaped>, ReapError> {
+    /// Takes over what the manifest of an earlier agent leads to, or ends it. It is taken over where
+    /// its first process lives and is the manifest's (number, start time, boot, nonce), it was
+    /// started as one of `catalogue` would be now, from the same files, it is on this agent's GPU
+    /// alone, and it generates. Otherwise its processes are killed, exactly those that bear the
+    /// nonce or are in the named session.
+    pub async fn adopt_or_reap(&self, catalogue: Vec<ModelSpec>) -> Result<Found, ReapError> {
         let (reply, answer) = oneshot::channel();
         self.commands
-            .send(Command::Reap(reply))
+            .send(Command::Adopt(catalogue, reply))
             .await
             .map_err(|_| ReapError::HostGone)?;
         answer.await.map_err(|_| ReapError::HostGone)?
     }
 
-    /// Asks the runtime for its models. It says little about a runtime whose generation hangs.
+    /// Asks a runtime that serves for its models. It says little about one whose generation hangs.
     pub async fn health(&self) -> Health {
-        let model = match &*self.state.borrow() {
-            State::Hot { model } | State::Draining { model } => model.clone(),
-            State::Cold
-            | State::Loading { .. }
-            | State::Unloading { .. }
-            | State::Failed { .. } => {
-                return Health::NotHot;
-            }
-        };
-        match self.api.models().await {
-            Models::Served(names) if names.contains(&model) => Health::Serving,
-            Models::Served(names) => {
-                Health::Failing(format!("it serves {names:?} and not {model:?}"))
-            }
-            Models::NotYet(detail) => Health::Failing(detail),
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Health(reply)).await.is_err() {
+            return Health::NotHot;
         }
+        answer.await.unwrap_or(Health::NotHot)
+    }
+
+    /// Has a runtime that serves prove that it still generates, within `patience`: it may be busy
+    /// with the requests of others. Where it does not, [`RuntimeEvent::Wedged`] follows; where it
+    /// does, nothing. `why` is what gave rise to it, for people. Returns at once.
+    pub async fn suspect(&self, why: String, patience: Duration) {
+        // A host that is gone has no runtime.
+        let _ = self.commands.send(Command::Suspect { why, patience }).await;
     }
 
     /// Stops the runtime, if any, and the host's task.

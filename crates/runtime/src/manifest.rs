@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::tree::{Leader, Tree};
 
+/// The manifest's name in an agent's directory.
+pub const MANIFEST_NAME: &str = "runtime.json";
+
 /// The only layout there is so far; a file with a higher number is of a newer agent.
 const SCHEMA: u32 = 1;
 
@@ -34,6 +37,27 @@ pub struct Manifest {
     pub log: PathBuf,
     /// When the load began.
     pub started_at: jiff::Timestamp,
+    /// Of what was started and of what it loads; equal for the same.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// What a successor must know to take it over; absent until it has generated.
+    #[serde(default)]
+    pub proven: Option<Proven>,
+}
+
+/// A runtime that serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proven {
+    /// Since when.
+    pub at: jiff::Timestamp,
+    /// From the start to the proof.
+    pub load_ms: u64,
+    /// UUIDs of its GPUs, the agent's own first.
+    pub gpus: Vec<String>,
+    /// In use on those GPUs before the load, MB.
+    pub vram_before_mb: Option<u64>,
+    /// What the load added, MB.
+    pub vram_delta_mb: Option<i64>,
 }
 
 /// Why a manifest could not be read or written.
@@ -69,6 +93,7 @@ impl Manifest {
         model: &str,
         port: u16,
         log: PathBuf,
+        digest: String,
     ) -> std::io::Result<Manifest> {
         let nonce = fresh_nonce()?;
         Ok(Manifest {
@@ -82,6 +107,8 @@ impl Manifest {
             start_ticks: None,
             log,
             started_at: jiff::Timestamp::now(),
+            digest: Some(digest),
+            proven: None,
         })
     }
 

@@ -8,9 +8,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::{LoadCause, ReapError, UnloadError};
-use crate::host::{HostOptions, Reaped};
-use crate::manifest::{Manifest, ManifestError};
-use crate::spec::ModelSpec;
+use crate::handle::Handle;
+use crate::host::HostOptions;
+use crate::manifest::{Manifest, ManifestError, Proven};
+use crate::spec::{Asked, ModelSpec};
 use crate::tree::{COOKIE_VARIABLE, Leader, Tree};
 use crate::vram::{self, Return};
 use crate::{cause, tree};
@@ -22,10 +23,14 @@ const REAP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A started process and what it takes to be rid of it.
 pub(crate) struct Running {
-    pub(crate) child: tokio::process::Child,
+    pub(crate) process: Handle,
+    /// How to ask it for its model.
+    pub(crate) asked: Asked,
     pub(crate) tree: Tree,
     pub(crate) manifest: Manifest,
     pub(crate) began: Instant,
+    /// UUIDs of the GPUs that it may use; none: it runs on the CPU.
+    pub(crate) gpus: Vec<String>,
     pub(crate) vram_before_mb: Option<u64>,
     pub(crate) vram_delta_mb: Option<i64>,
     /// Nothing of it is left.
@@ -33,6 +38,28 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// One that an earlier agent started.
+    pub(crate) fn adopted(
+        process: Handle,
+        manifest: Manifest,
+        asked: Asked,
+        gpus: Vec<String>,
+        vram_before_mb: Option<u64>,
+        vram_delta_mb: Option<i64>,
+    ) -> Running {
+        Running {
+            process,
+            asked,
+            tree: manifest.tree(),
+            manifest,
+            began: Instant::now(),
+            gpus,
+            vram_before_mb,
+            vram_delta_mb,
+            gone: false,
+        }
+    }
+
     pub(crate) fn pid(&self) -> i32 {
         self.tree.leader.map_or(0, |leader| leader.pid)
     }
@@ -50,6 +77,8 @@ impl Drop for Running {
 
 /// What a start needs.
 pub(crate) struct Prepared {
+    /// Processes were killed for it, whose memory may not be back yet.
+    pub(crate) has_reaped: bool,
     manifest: Manifest,
     log: File,
 }
@@ -60,9 +89,10 @@ pub(crate) async fn prepare(
     spec: &ModelSpec,
 ) -> Result<Prepared, LoadCause> {
     let options = options.clone();
-    let model = spec.id.clone();
+    let spec = spec.clone();
     blocking(move || {
-        reap_now(&options.manifest_path).map_err(|error| LoadCause::Leftover(Box::new(error)))?;
+        let reaped = reap_now(&options.manifest_path)
+            .map_err(|error| LoadCause::Leftover(Box::new(error)))?;
         let port = options.port;
         if TcpListener::bind((options.host.as_str(), port)).is_err() {
             return Err(LoadCause::PortTaken {
@@ -80,17 +110,22 @@ pub(crate) async fn prepare(
         };
         fs::create_dir_all(&options.log_dir).map_err(io("create", &options.log_dir))?;
         remove_oldest_logs(&options.log_dir);
-        let path = options.log_dir.join(log_name(&model));
+        let path = options.log_dir.join(log_name(&spec.id));
         let log = File::options()
             .append(true)
             .create(true)
             .open(&path)
             .map_err(io("create", &path))?;
-        let manifest = Manifest::new(&options.agent, &model, port, path)
+        let digest = spec.digest(&options.host, port, options.gpu_uuid.as_deref());
+        let manifest = Manifest::new(&options.agent, &spec.id, port, path, digest)
             .map_err(io("read", Path::new("/proc/sys/kernel/random")))?;
         // Without a process yet: if this agent is killed right after the start, the nonce leads to it.
         manifest.write(&options.manifest_path)?;
-        Ok(Prepared { manifest, log })
+        Ok(Prepared {
+            has_reaped: reaped.is_some_and(|(_, killed)| killed > 0),
+            manifest,
+            log,
+        })
     })
     .await
 }
@@ -102,7 +137,7 @@ pub(crate) fn start(
     prepared: Prepared,
     vram_before_mb: Option<u64>,
 ) -> Result<Running, LoadCause> {
-    let Prepared { manifest, log } = prepared;
+    let Prepared { manifest, log, .. } = prepared;
     let on_gpu = options.gpu_uuid.is_some();
     let line = spec
         .command_line(&options.host, options.port, on_gpu)
@@ -118,12 +153,11 @@ pub(crate) fn start(
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(error_log);
+    command.envs(spec.environment(&options.host, options.port));
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
     // By UUID, as indices depend on the order that CUDA chooses; empty hides all.
-    command.env(
-        "CUDA_VISIBLE_DEVICES",
-        options.gpu_uuid.as_deref().unwrap_or_default(),
-    );
+    let gpus = spec.gpus(options.gpu_uuid.as_deref());
+    command.env("CUDA_VISIBLE_DEVICES", gpus.join(","));
     command.env(COOKIE_VARIABLE, &manifest.nonce);
     // SAFETY: between fork and exec only the system call setsid is made; nothing is allocated and
     // no lock is taken.
@@ -145,10 +179,12 @@ pub(crate) fn start(
         leader,
     };
     Ok(Running {
-        child,
+        process: Handle::Child(child),
+        asked: spec.asked(),
         tree,
         manifest,
         began: Instant::now(),
+        gpus,
         vram_before_mb,
         vram_delta_mb: None,
         gone: false,
@@ -162,6 +198,24 @@ pub(crate) async fn record(
 ) -> Result<(), ManifestError> {
     running.manifest.pid = running.tree.leader.map(|leader| leader.pid);
     running.manifest.start_ticks = running.tree.leader.map(|leader| leader.start_ticks);
+    let manifest = running.manifest.clone();
+    let path = options.manifest_path.clone();
+    blocking(move || manifest.write(&path)).await
+}
+
+/// Writes into the manifest that it serves, so that a successor can take it over.
+pub(crate) async fn record_proof(
+    options: &HostOptions,
+    running: &mut Running,
+    load_ms: u64,
+) -> Result<(), ManifestError> {
+    running.manifest.proven = Some(Proven {
+        at: jiff::Timestamp::now(),
+        load_ms,
+        gpus: running.gpus.clone(),
+        vram_before_mb: running.vram_before_mb,
+        vram_delta_mb: running.vram_delta_mb,
+    });
     let manifest = running.manifest.clone();
     let path = options.manifest_path.clone();
     blocking(move || manifest.write(&path)).await
@@ -182,9 +236,9 @@ pub(crate) async fn stop(
 ) -> Result<bool, UnloadError> {
     let mut forced = false;
     let mut wanted = None;
-    if let Ok(None) = running.child.try_wait() {
+    if let Ok(None) = running.process.try_wait() {
         if let Some(before_load) = running.vram_before_mb {
-            let before_stop = vram::read(&options.vram).await;
+            let before_stop = vram::read(&options.vram, &running.gpus).await;
             wanted = Some(Return::from_readings(
                 before_load,
                 before_stop,
@@ -193,7 +247,7 @@ pub(crate) async fn stop(
         }
         // Its number is its own as long as it has not been waited for.
         running.tree.terminate();
-        forced = tokio::time::timeout(options.grace, running.child.wait())
+        forced = tokio::time::timeout(options.grace, running.process.wait())
             .await
             .is_err();
     } else if running.vram_before_mb.is_some() {
@@ -204,7 +258,7 @@ pub(crate) async fn stop(
     if !survivors.is_empty() {
         return Err(UnloadError::Processes { pids: survivors });
     }
-    if tokio::time::timeout(REAP_PATIENCE, running.child.wait())
+    if tokio::time::timeout(REAP_PATIENCE, running.process.wait())
         .await
         .is_err()
     {
@@ -212,8 +266,8 @@ pub(crate) async fn stop(
             pids: vec![running.pid()],
         });
     }
-    if let (Some(_), Some(wanted)) = (&options.gpu_uuid, wanted) {
-        vram::returned(&options.vram, wanted, options.vram_patience).await?;
+    if let (false, Some(wanted)) = (running.gpus.is_empty(), wanted) {
+        vram::returned(&options.vram, &running.gpus, wanted, options.vram_patience).await?;
     }
     running.gone = true;
     let path = options.manifest_path.clone();
@@ -221,8 +275,8 @@ pub(crate) async fn stop(
     Ok(forced)
 }
 
-/// Ends what the manifest at `path` leads to and removes it.
-pub(crate) async fn reap(path: &Path) -> Result<Option<Reaped>, ReapError> {
+/// Ends what the manifest at `path` leads to, how many processes, and removes it.
+pub(crate) async fn reap(path: &Path) -> Result<Option<(Manifest, usize)>, ReapError> {
     let path = path.to_owned();
     blocking(move || reap_now(&path)).await
 }
@@ -242,7 +296,7 @@ pub(crate) async fn cause_of(path: PathBuf) -> String {
     blocking(move || cause::of_log(&path)).await
 }
 
-fn reap_now(path: &Path) -> Result<Option<Reaped>, ReapError> {
+fn reap_now(path: &Path) -> Result<Option<(Manifest, usize)>, ReapError> {
     let Some(manifest) = Manifest::read(path)? else {
         return Ok(None);
     };
@@ -253,7 +307,7 @@ fn reap_now(path: &Path) -> Result<Option<Reaped>, ReapError> {
         return Err(ReapError::Processes { pids: survivors });
     }
     Manifest::remove(path)?;
-    Ok(Some(Reaped { manifest, killed }))
+    Ok(Some((manifest, killed)))
 }
 
 /// The names sort by time.
@@ -291,7 +345,7 @@ fn remove_oldest_logs(folder: &Path) {
 }
 
 /// File and /proc work, off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {

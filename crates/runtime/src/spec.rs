@@ -1,8 +1,13 @@
 //! What to run for a model.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::fingerprint::Fingerprint;
+use crate::ollama;
 
 /// What a model answers to, and so how it is proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +35,9 @@ pub struct ModelSpec {
     pub env: Vec<(String, String)>,
     /// The longest a load may take, from start to proof.
     pub load_timeout: Duration,
-    /// What it should take of VRAM, in MB, where known. A load that takes less than half of it
+    /// UUIDs of the GPUs beside the agent's own that it is spread over.
+    pub more_gpus: Vec<String>,
+    /// What it should take of VRAM, on all of its GPUs together, in MB, where known. A load that takes less than half of it
     /// did not go to the GPU.
     pub vram_mb: Option<u64>,
     /// Whether the GPU's memory must grow as a part of the proof. Not where other work on the
@@ -50,6 +57,25 @@ pub enum RuntimeProgram {
         /// Further flags; the last one wins where a flag is repeated.
         args: Vec<String>,
     },
+    /// An ollama server of the agent's own, which loads the model when it is asked to.
+    Ollama {
+        /// The program, looked up on `PATH` when it has no slash.
+        program: PathBuf,
+        /// The tag, as `ollama pull` takes it.
+        reference: String,
+    },
+    /// vLLM's OpenAI-compatible server.
+    Vllm {
+        /// The program, looked up on `PATH` when it has no slash.
+        program: PathBuf,
+        /// A name on the model hub or a directory.
+        reference: String,
+        /// The share of each GPU's memory that it may take, above 0 and at most 1; `None` leaves
+        /// it to vLLM, which takes nine tenths.
+        memory_share: Option<f64>,
+        /// Further flags; the last one wins where a flag is repeated.
+        args: Vec<String>,
+    },
     /// Anything that speaks the OpenAI API over HTTP on the port it is given.
     Command {
         /// Program and arguments. `{HOST}`, `{PORT}`, `{MODEL}` (the id), `{FILE}`, `{SLOTS}` and
@@ -60,10 +86,149 @@ pub enum RuntimeProgram {
     },
 }
 
+/// How a runtime is asked for its model.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) kind: ModelKind,
+    /// The name that requests use.
+    pub(crate) name: String,
+    /// It lists what is pulled as its models, and what is loaded elsewhere.
+    pub(crate) ollama: bool,
+}
+
+/// Where a program is that has no slash in its name; one that has stands for itself.
+fn on_path(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return Some(program.to_owned());
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
 /// llama-server's word for all layers.
 const ALL_LAYERS: &str = "999";
 
 impl ModelSpec {
+    /// UUIDs of the GPUs that it may use, the agent's own first; none where the agent has none.
+    pub(crate) fn gpus(&self, own: Option<&str>) -> Vec<String> {
+        own.into_iter()
+            .map(str::to_owned)
+            .chain(own.into_iter().flat_map(|_| self.more_gpus.iter().cloned()))
+            .collect()
+    }
+
+    /// The files that it is loaded from, as they are now. Looks at files.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut files = Vec::new();
+        let program = match &self.program {
+            RuntimeProgram::LlamaServer { program, file, .. } => {
+                files.push(file.clone());
+                Some(program.clone())
+            }
+            RuntimeProgram::Ollama { program, reference } => {
+                files.extend(ollama::manifest_file(reference, &self.env));
+                Some(program.clone())
+            }
+            RuntimeProgram::Vllm {
+                program, reference, ..
+            } => {
+                if reference.starts_with('/') {
+                    files.push(Path::new(reference).join("config.json"));
+                }
+                Some(program.clone())
+            }
+            RuntimeProgram::Command { command, file } => {
+                files.extend(file.clone());
+                command.first().map(PathBuf::from)
+            }
+        };
+        files.extend(program.and_then(|program| on_path(&program)));
+        Fingerprint::of(files)
+    }
+
+    /// Equal for the same start of the same model. Looks at files.
+    pub(crate) fn digest(&self, host: &str, port: u16, own_gpu: Option<&str>) -> String {
+        let mut fixed = self.clone();
+        // Chosen by what was free at the load; what it follows from is in `vram_mb`.
+        if let RuntimeProgram::Vllm { memory_share, .. } = &mut fixed.program {
+            *memory_share = None;
+        }
+        let line = fixed.command_line(host, port, own_gpu.is_some());
+        let text = format!(
+            "{line:?} {:?} {:?} {:?} {:?} {}",
+            fixed.environment(host, port),
+            fixed.env,
+            fixed.gpus(own_gpu),
+            fixed.vram_mb,
+            fixed.fingerprint().text(),
+        );
+        Sha256::digest(text.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+
+    /// Whether one of its own processes must be what listens on the port. A command may serve
+    /// through something else, such as a container's proxy, so there the model's name has to do.
+    pub(crate) fn must_listen(&self) -> bool {
+        match &self.program {
+            RuntimeProgram::LlamaServer { .. }
+            | RuntimeProgram::Ollama { .. }
+            | RuntimeProgram::Vllm { .. } => true,
+            RuntimeProgram::Command { .. } => false,
+        }
+    }
+
+    /// How to ask it for its model.
+    pub(crate) fn asked(&self) -> Asked {
+        Asked {
+            kind: self.kind,
+            name: self.served_as().to_owned(),
+            ollama: matches!(self.program, RuntimeProgram::Ollama { .. }),
+        }
+    }
+
+    /// What the program needs in its environment beside [`ModelSpec::env`], which may replace it.
+    pub(crate) fn environment(&self, host: &str, port: u16) -> Vec<(&'static str, String)> {
+        match &self.program {
+            RuntimeProgram::LlamaServer { .. } | RuntimeProgram::Command { .. } => Vec::new(),
+            // docs.ollama.com/faq: requests at once of each model, context of one request, how long
+            // a model stays (for ever), and how many models.
+            RuntimeProgram::Ollama { .. } => {
+                let mut variables = vec![
+                    ("OLLAMA_HOST", format!("{host}:{port}")),
+                    ("OLLAMA_NUM_PARALLEL", self.slots.to_string()),
+                    ("OLLAMA_KEEP_ALIVE", "-1".to_owned()),
+                    ("OLLAMA_MAX_LOADED_MODELS", "1".to_owned()),
+                    // Its own is 5 minutes, whatever rig.toml allows.
+                    (
+                        "OLLAMA_LOAD_TIMEOUT",
+                        format!("{}s", self.load_timeout.as_secs()),
+                    ),
+                ];
+                if let Some(context) = self.context {
+                    variables.push(("OLLAMA_CONTEXT_LENGTH", context.to_string()));
+                }
+                variables
+            }
+            // vLLM names its processes with setproctitle, which by default writes over the
+            // environment that /proc shows, and so over the cookie.
+            RuntimeProgram::Vllm { .. } => vec![("SPT_NOENV", "1".to_owned())],
+        }
+    }
+
+    /// The name that requests must use.
+    pub(crate) fn served_as(&self) -> &str {
+        match &self.program {
+            RuntimeProgram::Ollama { reference, .. } => reference,
+            RuntimeProgram::LlamaServer { .. }
+            | RuntimeProgram::Vllm { .. }
+            | RuntimeProgram::Command { .. } => &self.id,
+        }
+    }
+
     /// Program and arguments, or what is wrong with the specification.
     pub(crate) fn command_line(
         &self,
@@ -98,6 +263,34 @@ impl ModelSpec {
                     ModelKind::Chat => {}
                     ModelKind::Embedding => line.push("--embeddings".into()),
                 }
+                line.extend(args.iter().map(OsString::from));
+                Ok(line)
+            }
+            RuntimeProgram::Ollama { program, .. } => Ok(vec![program.into(), "serve".into()]),
+            RuntimeProgram::Vllm {
+                program,
+                reference,
+                memory_share,
+                args,
+            } => {
+                let mut line: Vec<OsString> = vec![program.into(), "serve".into()];
+                line.push(reference.into());
+                let mut flag = |name: &str, value: String| line.extend([name.into(), value.into()]);
+                flag("--served-model-name", self.id.clone());
+                flag("--host", host.to_owned());
+                flag("--port", port.to_string());
+                flag("--max-num-seqs", self.slots.to_string());
+                if let Some(context) = self.context {
+                    // Of one request, as here.
+                    flag("--max-model-len", context.to_string());
+                }
+                if let Some(share) = memory_share {
+                    flag("--gpu-memory-utilization", format!("{share:.3}"));
+                }
+                flag(
+                    "--tensor-parallel-size",
+                    (1 + self.more_gpus.len()).to_string(),
+                );
                 line.extend(args.iter().map(OsString::from));
                 Ok(line)
             }
@@ -148,6 +341,7 @@ mod tests {
             context: Some(2048),
             env: vec![],
             load_timeout,
+            more_gpus: vec![],
             vram_mb: None,
             prove_vram: true,
         }

@@ -1,16 +1,11 @@
-//! What an agent's runtime is doing, and what may happen next. Pure: time is an argument.
+//! What an agent's runtime is doing, and what may happen next. Pure, and without time: when a model
+//! that has failed may be tried again is [`crate::Backoff`]'s to say.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The wait after a first failure; it doubles with each further one.
-pub const BACKOFF_FIRST_MS: u64 = 5_000;
-/// The longest wait between two attempts to load one model.
-pub const BACKOFF_LONGEST_MS: u64 = 300_000;
-
-/// The state of the one runtime that an agent owns. Times are milliseconds on the host's own
-/// monotonic clock.
+/// The state of the one runtime that an agent owns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
@@ -20,8 +15,6 @@ pub enum State {
     Loading {
         /// The model's id.
         model: String,
-        /// Failures in a row of this model before this attempt.
-        failures: u32,
     },
     /// Proven by an answer; takes work.
     Hot {
@@ -42,10 +35,6 @@ pub enum State {
     Failed {
         /// The model's id.
         model: String,
-        /// Failures in a row.
-        failures: u32,
-        /// When this model may be tried again.
-        retry_at_ms: u64,
         /// The runtime could not be removed: processes or VRAM remain. No model may be loaded.
         stuck: bool,
     },
@@ -75,21 +64,6 @@ impl State {
             | State::Failed { model, .. } => Some(model),
         }
     }
-
-    /// How many milliseconds `model` must still wait before it may be loaded, 0 when it need not.
-    pub fn backoff_ms(&self, wanted: &str, now_ms: u64) -> u64 {
-        match self {
-            State::Failed {
-                model, retry_at_ms, ..
-            } if model == wanted => retry_at_ms.saturating_sub(now_ms),
-            State::Failed { .. }
-            | State::Cold
-            | State::Loading { .. }
-            | State::Hot { .. }
-            | State::Draining { .. }
-            | State::Unloading { .. } => 0,
-        }
-    }
 }
 
 /// What happened, or what is asked for.
@@ -99,16 +73,16 @@ pub enum Event {
     Load {
         /// The model's id.
         model: String,
-        /// Now.
-        at_ms: u64,
+    },
+    /// A runtime that an earlier agent left serves this model, proven by an answer.
+    Adopted {
+        /// The model's id.
+        model: String,
     },
     /// The runtime answered as the model.
     Proven,
     /// The load failed; nothing of it runs any more.
-    LoadFailed {
-        /// Now.
-        at_ms: u64,
-    },
+    LoadFailed,
     /// No new work.
     Drain,
     /// Stop it now.
@@ -116,15 +90,9 @@ pub enum Event {
     /// Processes and VRAM are gone.
     Unloaded,
     /// The runtime ended by itself while it was to serve.
-    Exited {
-        /// Now.
-        at_ms: u64,
-    },
+    Exited,
     /// The runtime was stopped, but processes or VRAM remain.
-    Stuck {
-        /// Now.
-        at_ms: u64,
-    },
+    Stuck,
 }
 
 /// An event that the state does not allow.
@@ -145,33 +113,30 @@ impl fmt::Display for IllegalTransition {
             .map(|model| format!(" with {model}"))
             .unwrap_or_default();
         match &self.event {
-            Event::Load { model, at_ms } => match &self.state {
+            Event::Load { model } => match &self.state {
                 State::Failed { stuck: true, .. } => {
                     write!(
                         f,
                         "cannot load {model}: the runtime before it left processes or VRAM behind"
                     )
                 }
-                State::Failed { failures, .. } => write!(
-                    f,
-                    "cannot load {model} yet: {failures} failures in a row, {} ms of backoff left",
-                    self.state.backoff_ms(model, *at_ms)
-                ),
                 State::Cold
                 | State::Loading { .. }
                 | State::Hot { .. }
                 | State::Draining { .. }
-                | State::Unloading { .. } => {
+                | State::Unloading { .. }
+                | State::Failed { stuck: false, .. } => {
                     write!(f, "cannot load {model}: the runtime is {state}{about}")
                 }
             },
-            event @ (Event::Proven
-            | Event::LoadFailed { .. }
+            event @ (Event::Adopted { .. }
+            | Event::Proven
+            | Event::LoadFailed
             | Event::Drain
             | Event::Unload
             | Event::Unloaded
-            | Event::Exited { .. }
-            | Event::Stuck { .. }) => {
+            | Event::Exited
+            | Event::Stuck) => {
                 write!(f, "{event:?} does not apply: the runtime is {state}{about}")
             }
         }
@@ -182,55 +147,21 @@ impl fmt::Display for IllegalTransition {
 pub fn next(state: State, event: Event) -> Result<State, IllegalTransition> {
     use {Event as E, State as S};
     match (state, event) {
-        (S::Cold, E::Load { model, .. }) => Ok(S::Loading { model, failures: 0 }),
-        (
-            S::Failed {
-                model: failed,
-                failures,
-                retry_at_ms,
-                stuck: false,
-            },
-            E::Load { model, at_ms },
-        ) => {
-            if failed != model {
-                Ok(S::Loading { model, failures: 0 })
-            } else if at_ms >= retry_at_ms {
-                Ok(S::Loading { model, failures })
-            } else {
-                let state = S::Failed {
-                    model: failed,
-                    failures,
-                    retry_at_ms,
-                    stuck: false,
-                };
-                Err(IllegalTransition {
-                    state,
-                    event: E::Load { model, at_ms },
-                })
-            }
-        }
+        (S::Cold | S::Failed { stuck: false, .. }, E::Load { model }) => Ok(S::Loading { model }),
+        (S::Cold, E::Adopted { model }) => Ok(S::Hot { model }),
 
-        (S::Loading { model, .. }, E::Proven) => Ok(S::Hot { model }),
-        (S::Loading { model, failures }, E::LoadFailed { at_ms }) => {
-            Ok(failed(model, failures, at_ms, false))
-        }
-        (S::Loading { model, failures }, E::Stuck { at_ms }) => {
-            Ok(failed(model, failures, at_ms, true))
-        }
-        (S::Loading { model, .. }, E::Unload) => Ok(S::Unloading { model }),
+        (S::Loading { model }, E::Proven) => Ok(S::Hot { model }),
+        (S::Loading { model }, E::LoadFailed) => Ok(failed(model, false)),
+        (S::Loading { model }, E::Stuck) => Ok(failed(model, true)),
+        (S::Loading { model }, E::Unload) => Ok(S::Unloading { model }),
 
-        (S::Hot { model }, E::Drain) => Ok(S::Draining { model }),
-        (S::Draining { model }, E::Drain) => Ok(S::Draining { model }),
+        (S::Hot { model } | S::Draining { model }, E::Drain) => Ok(S::Draining { model }),
         (S::Hot { model } | S::Draining { model }, E::Unload) => Ok(S::Unloading { model }),
-        (S::Hot { model } | S::Draining { model }, E::Exited { at_ms }) => {
-            Ok(failed(model, 0, at_ms, false))
-        }
-        (S::Hot { model } | S::Draining { model }, E::Stuck { at_ms }) => {
-            Ok(failed(model, 0, at_ms, true))
-        }
+        (S::Hot { model } | S::Draining { model }, E::Exited) => Ok(failed(model, false)),
+        (S::Hot { model } | S::Draining { model }, E::Stuck) => Ok(failed(model, true)),
 
         (S::Unloading { .. }, E::Unloaded) => Ok(S::Cold),
-        (S::Unloading { model }, E::Stuck { at_ms }) => Ok(failed(model, 0, at_ms, true)),
+        (S::Unloading { model }, E::Stuck) => Ok(failed(model, true)),
 
         // Asked again, what is left of a failed runtime may be removed after all.
         (S::Failed { model, .. }, E::Unload) => Ok(S::Unloading { model }),
@@ -238,210 +169,138 @@ pub fn next(state: State, event: Event) -> Result<State, IllegalTransition> {
         (
             state @ S::Cold,
             event @ (E::Proven
-            | E::LoadFailed { .. }
+            | E::LoadFailed
             | E::Drain
             | E::Unload
             | E::Unloaded
-            | E::Exited { .. }
-            | E::Stuck { .. }),
+            | E::Exited
+            | E::Stuck),
         )
         | (
             state @ S::Loading { .. },
             // An exit during the load is a failed load.
-            event @ (E::Load { .. } | E::Drain | E::Unloaded | E::Exited { .. }),
+            event @ (E::Load { .. } | E::Adopted { .. } | E::Drain | E::Unloaded | E::Exited),
         )
         | (
             state @ (S::Hot { .. } | S::Draining { .. }),
-            event @ (E::Load { .. } | E::Proven | E::LoadFailed { .. } | E::Unloaded),
+            event @ (E::Load { .. } | E::Adopted { .. } | E::Proven | E::LoadFailed | E::Unloaded),
         )
         | (
             state @ S::Unloading { .. },
             // An exit during the unload is what was asked for.
             event @ (E::Load { .. }
+            | E::Adopted { .. }
             | E::Proven
-            | E::LoadFailed { .. }
+            | E::LoadFailed
             | E::Drain
             | E::Unload
-            | E::Exited { .. }),
+            | E::Exited),
         )
         | (
             state @ S::Failed { stuck: false, .. },
-            event @ (E::Proven
-            | E::LoadFailed { .. }
+            event @ (E::Adopted { .. }
+            | E::Proven
+            | E::LoadFailed
             | E::Drain
             | E::Unloaded
-            | E::Exited { .. }
-            | E::Stuck { .. }),
+            | E::Exited
+            | E::Stuck),
         )
         | (
             state @ S::Failed { stuck: true, .. },
             event @ (E::Load { .. }
+            | E::Adopted { .. }
             | E::Proven
-            | E::LoadFailed { .. }
+            | E::LoadFailed
             | E::Drain
             | E::Unloaded
-            | E::Exited { .. }
-            | E::Stuck { .. }),
+            | E::Exited
+            | E::Stuck),
         ) => Err(IllegalTransition { state, event }),
     }
 }
 
-fn failed(model: String, failures_before: u32, at_ms: u64, stuck: bool) -> State {
-    let wait_ms = BACKOFF_FIRST_MS
-        .saturating_mul(1 << failures_before.min(16))
-        .min(BACKOFF_LONGEST_MS);
-    State::Failed {
-        model,
-        failures: failures_before.saturating_add(1),
-        retry_at_ms: at_ms + wait_ms,
-        stuck,
-    }
+fn failed(model: String, stuck: bool) -> State {
+    State::Failed { model, stuck }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NOW: u64 = 100_000;
-
     fn m() -> String {
         "m".into()
     }
 
-    fn failed_state(failures: u32, retry_at_ms: u64, stuck: bool) -> State {
-        State::Failed {
-            model: m(),
-            failures,
-            retry_at_ms,
-            stuck,
-        }
-    }
-
     fn events() -> Vec<Event> {
         vec![
-            Event::Load {
-                model: m(),
-                at_ms: NOW,
-            },
+            Event::Load { model: m() },
+            Event::Adopted { model: m() },
             Event::Proven,
-            Event::LoadFailed { at_ms: NOW },
+            Event::LoadFailed,
             Event::Drain,
             Event::Unload,
             Event::Unloaded,
-            Event::Exited { at_ms: NOW },
-            Event::Stuck { at_ms: NOW },
+            Event::Exited,
+            Event::Stuck,
         ]
     }
 
     /// One row per state, one column per event; `None` is an illegal pair.
     #[test]
     fn every_pair_is_decided() {
-        let (cold, hot, draining) = (
+        let (cold, loading, hot, draining, unloading) = (
             State::Cold,
+            State::Loading { model: m() },
             State::Hot { model: m() },
             State::Draining { model: m() },
+            State::Unloading { model: m() },
         );
-        let loading = |failures| State::Loading {
-            model: m(),
-            failures,
-        };
-        let unloading = State::Unloading { model: m() };
-        let first = failed_state(1, NOW + 5_000, false);
-        let stuck = failed_state(1, NOW + 5_000, true);
+        let (gone, stuck) = (failed(m(), false), failed(m(), true));
+        let (l, h, d, g, s) = (
+            || Some(loading.clone()),
+            || Some(hot.clone()),
+            || Some(draining.clone()),
+            || Some(gone.clone()),
+            || Some(stuck.clone()),
+        );
         let u = || Some(unloading.clone());
+        let c = || Some(cold.clone());
         #[rustfmt::skip]
         let table = [
-            //                               Load               Proven             LoadFailed           Drain                   Unload Unloaded           Exited               Stuck
-            (cold.clone(),                  [Some(loading(0)),  None,              None,                None,                   None,  None,              None,                None]),
-            (loading(0),                    [None,              Some(hot.clone()), Some(first.clone()), None,                   u(),   None,              None,                Some(stuck.clone())]),
-            (hot,                           [None,              None,              None,                Some(draining.clone()), u(),   None,              Some(first.clone()), Some(stuck.clone())]),
-            (draining.clone(),              [None,              None,              None,                Some(draining),         u(),   None,              Some(first),         Some(stuck.clone())]),
-            (unloading.clone(),             [None,              None,              None,                None,                   None,  Some(cold),        None,                Some(stuck.clone())]),
-            (failed_state(3, NOW, false),   [Some(loading(3)),  None,              None,                None,                   u(),   None,              None,                None]),
-            (failed_state(3, NOW+1, false), [None,              None,              None,                None,                   u(),   None,              None,                None]),
-            (stuck,                         [None,              None,              None,                None,                   u(),   None,              None,                None]),
+            //          Load  Adopted Proven LoadFailed Drain Unload Unloaded Exited Stuck
+            (c(), [l(),  h(),  None,  None,      None, None,  None,    None,  None]),
+            (l(), [None, None, h(),   g(),       None, u(),   None,    None,  s()]),
+            (h(), [None, None, None,  None,      d(),  u(),   None,    g(),   s()]),
+            (d(), [None, None, None,  None,      d(),  u(),   None,    g(),   s()]),
+            (u(), [None, None, None,  None,      None, None,  c(),     None,  s()]),
+            (g(), [l(),  None, None,  None,      None, u(),   None,    None,  None]),
+            (s(), [None, None, None,  None,      None, u(),   None,    None,  None]),
         ];
         for (state, row) in table {
+            let state = state.unwrap();
             for (event, expected) in events().into_iter().zip(row) {
                 let got = next(state.clone(), event.clone());
-                match expected {
-                    Some(expected) => {
-                        assert_eq!(got.as_ref(), Ok(&expected), "{state:?} + {event:?}")
-                    }
-                    None => assert_eq!(
-                        got,
-                        Err(IllegalTransition {
-                            state: state.clone(),
-                            event
-                        })
-                    ),
-                }
+                let refused = IllegalTransition {
+                    state: state.clone(),
+                    event: event.clone(),
+                };
+                assert_eq!(got, expected.ok_or(refused), "{state:?} + {event:?}");
             }
         }
     }
 
     #[test]
-    fn backoff_doubles_is_bounded_and_is_the_models_own() {
-        let mut state = State::Cold;
-        let mut now = 0;
-        let mut waits = Vec::new();
-        for _ in 0..9 {
-            state = next(
-                state,
-                Event::Load {
-                    model: m(),
-                    at_ms: now,
-                },
-            )
-            .unwrap();
-            state = next(state, Event::LoadFailed { at_ms: now }).unwrap();
-            let wait = state.backoff_ms("m", now);
-            waits.push(wait);
-            assert_eq!(state.backoff_ms("other", now), 0);
-            now += wait;
-        }
-        assert_eq!(
-            waits,
-            [5, 10, 20, 40, 80, 160, 300, 300, 300].map(|s| s * 1_000)
-        );
-        let other = next(
-            state,
-            Event::Load {
-                model: "other".into(),
-                at_ms: 0,
-            },
-        );
-        assert_eq!(
-            other,
-            Ok(State::Loading {
-                model: "other".into(),
-                failures: 0
-            })
-        );
-    }
-
-    #[test]
     fn a_refusal_says_why() {
         let refused = |state| {
-            next(
-                state,
-                Event::Load {
-                    model: m(),
-                    at_ms: NOW,
-                },
-            )
-            .unwrap_err()
-            .to_string()
+            next(state, Event::Load { model: m() })
+                .unwrap_err()
+                .to_string()
         };
         assert_eq!(
             refused(State::Hot { model: "n".into() }),
             "cannot load m: the runtime is hot with n"
         );
-        let waiting = refused(failed_state(2, NOW + 700, false));
-        assert_eq!(
-            waiting,
-            "cannot load m yet: 2 failures in a row, 700 ms of backoff left"
-        );
-        assert!(refused(failed_state(1, 0, true)).contains("left processes or VRAM behind"));
+        assert!(refused(failed(m(), true)).contains("left processes or VRAM behind"));
     }
 }

@@ -1,27 +1,28 @@
 //! The one task that owns the runtime's process: commands and exits in, transitions out.
 
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::api::{Api, Models, Proof};
+use crate::adopt::{self, Left};
+use crate::api::Api;
 use crate::error::{LoadCause, LoadError, ReapError, UnloadError};
-use crate::host::{HostOptions, Loaded, Reaped, RuntimeEvent, Unloaded};
+use crate::handle::End;
+use crate::host::{Found, Health, HostOptions, Loaded, RuntimeEvent, Unloaded};
 use crate::process::{self, Running};
+use crate::prove::{Before, Proved, prove};
 use crate::spec::{ModelSpec, RuntimeProgram};
 use crate::state::{Event, IllegalTransition, State, next};
 use crate::vram;
-
-/// Between two looks at a loading runtime: short at first, as small models load in milliseconds.
-const POLL_FIRST: Duration = Duration::from_millis(10);
-const POLL_LONGEST: Duration = Duration::from_millis(250);
+use crate::watch::Watch;
 
 pub(crate) enum Command {
     Load(Box<ModelSpec>, oneshot::Sender<Result<Loaded, LoadError>>),
     Drain(oneshot::Sender<Result<(), IllegalTransition>>),
     Unload(oneshot::Sender<Result<Unloaded, UnloadError>>),
-    Reap(oneshot::Sender<Result<Option<Reaped>, ReapError>>),
+    Adopt(Vec<ModelSpec>, oneshot::Sender<Result<Found, ReapError>>),
+    Health(oneshot::Sender<Health>),
+    Suspect { why: String, patience: Duration },
 }
 
 type Inbox = mpsc::Receiver<Command>;
@@ -32,10 +33,10 @@ pub(crate) struct Supervisor {
     api: Api,
     state: watch::Sender<State>,
     events: mpsc::UnboundedSender<RuntimeEvent>,
-    /// The zero of the state's times.
-    born: Instant,
     /// Set from the start of a process until it, its tree and its VRAM are gone.
     running: Option<Running>,
+    /// Over what serves.
+    watch: Option<Watch>,
 }
 
 /// What ends the wait for a load.
@@ -57,8 +58,8 @@ impl Supervisor {
             api,
             state,
             events,
-            born: Instant::now(),
             running: None,
+            watch: None,
         }
     }
 
@@ -67,13 +68,17 @@ impl Supervisor {
         loop {
             let command = match self.serving() {
                 None => inbox.recv().await,
-                Some(running) => tokio::select! {
+                Some((running, watch)) => tokio::select! {
                     biased;
-                    status = running.child.wait() => {
-                        self.exited(status).await;
+                    end = running.process.wait() => {
+                        self.exited(end).await;
                         continue;
                     }
                     command = inbox.recv() => command,
+                    cause = watch.wedged() => {
+                        self.wedged(cause).await;
+                        continue;
+                    }
                 },
             };
             match command {
@@ -81,7 +86,15 @@ impl Supervisor {
                 // A receiver that is gone needs no answer, here and below.
                 Some(Command::Drain(reply)) => drop(reply.send(self.apply(Event::Drain))),
                 Some(Command::Unload(reply)) => drop(reply.send(self.unload().await)),
-                Some(Command::Reap(reply)) => drop(reply.send(self.reap().await)),
+                Some(Command::Adopt(catalogue, reply)) => {
+                    drop(reply.send(self.adopt(&catalogue).await));
+                }
+                Some(Command::Health(reply)) => drop(reply.send(self.health().await)),
+                Some(Command::Suspect { why, patience }) => {
+                    if let Some((_, watch)) = self.serving() {
+                        watch.suspect(why, patience);
+                    }
+                }
                 None => {
                     if self.running.is_some() {
                         // What is stuck has been announced; there is nobody left to tell.
@@ -108,7 +121,6 @@ impl Supervisor {
         };
         if let Err(refused) = self.apply(Event::Load {
             model: model.clone(),
-            at_ms: self.now_ms(),
         }) {
             drop(reply.send(Err(error(refused.into(), None, None))));
             return;
@@ -129,6 +141,7 @@ impl Supervisor {
         match outcome {
             Ok(Ok(loaded)) => {
                 self.expect(Event::Proven);
+                self.record_proof(loaded.load_ms).await;
                 match reply.send(Ok(loaded.clone())) {
                     Ok(()) => self.tell(RuntimeEvent::Ready(loaded)),
                     // The caller went away at the last moment; nobody knows that it is hot.
@@ -137,15 +150,15 @@ impl Supervisor {
             }
             Ok(Err(cause)) => {
                 let left_behind = self.stop().await.err().map(Box::new);
-                let at_ms = self.now_ms();
                 self.expect(if left_behind.is_none() {
-                    Event::LoadFailed { at_ms }
+                    Event::LoadFailed
                 } else {
-                    Event::Stuck { at_ms }
+                    Event::Stuck
                 });
                 self.tell(RuntimeEvent::Failed {
                     model: model.clone(),
                     code: cause.code(),
+                    class: cause.class(),
                     cause: cause.to_string(),
                 });
                 if let Some(left) = &left_behind {
@@ -161,6 +174,7 @@ impl Supervisor {
                 self.tell(RuntimeEvent::Failed {
                     model: model.clone(),
                     code: cause.code(),
+                    class: cause.class(),
                     cause: cause.to_string(),
                 });
                 let unloaded = self.unload().await;
@@ -174,8 +188,12 @@ impl Supervisor {
 
     /// Starts the process and puts it into `self.running`.
     async fn begin(&mut self, spec: &ModelSpec) -> Result<(), LoadCause> {
-        let vram_before = vram::read(&self.options.vram).await;
+        let gpus = spec.gpus(self.options.gpu_uuid.as_deref());
         let prepared = process::prepare(&self.options, spec).await?;
+        if prepared.has_reaped && !gpus.is_empty() {
+            vram::settle(&self.options.vram, &gpus, self.options.vram_patience).await;
+        }
+        let vram_before = vram::read(&self.options.vram, &gpus).await;
         let started = match process::start(&self.options, spec, prepared, vram_before) {
             Ok(started) => started,
             Err(cause) => {
@@ -192,47 +210,67 @@ impl Supervisor {
     async fn proof(&mut self, spec: &ModelSpec) -> Result<Loaded, LoadCause> {
         let running = self.running.as_mut().expect("the load has begun");
         let began = running.began;
-        let vram_before = running.vram_before_mb;
+        let before = Before {
+            tree: running.tree.clone(),
+            vram_mb: running.vram_before_mb,
+        };
         let deadline = tokio::time::Instant::from_std(began + spec.load_timeout);
         let mut last = "it has not answered".to_owned();
         let proof = async {
             tokio::select! {
                 biased;
-                status = running.child.wait() => Err(Ended(status)),
-                proven = prove(&self.options, &self.api, spec, &running.tree, vram_before, &mut last) => Ok(proven),
+                end = running.process.wait() => Err(Ended(end)),
+                proven = prove(&self.options, &self.api, spec, before, &mut last) => Ok(proven),
             }
         };
-        let vram_delta_mb = match tokio::time::timeout_at(deadline, proof).await {
+        let Proved {
+            vram_delta_mb,
+            note,
+        } = match tokio::time::timeout_at(deadline, proof).await {
             Err(_) => {
                 return Err(LoadCause::TimedOut {
                     after: spec.load_timeout,
                     last,
                 });
             }
-            Ok(Err(Ended(status))) => return Err(self.ended_while_loading(spec, status).await),
+            Ok(Err(Ended(end))) => return Err(self.ended_while_loading(spec, end).await),
             // An end that was not noticed yet: then somebody else has answered.
-            Ok(Ok(proven)) => match running.child.try_wait() {
+            Ok(Ok(proven)) => match running.process.try_wait() {
                 Ok(None) => proven?,
-                Ok(Some(status)) => return Err(self.ended_while_loading(spec, Ok(status)).await),
+                Ok(Some(end)) => return Err(self.ended_while_loading(spec, Ok(end)).await),
                 Err(error) => return Err(self.ended_while_loading(spec, Err(error)).await),
             },
         };
         running.vram_delta_mb = vram_delta_mb;
         Ok(Loaded {
             model: spec.id.clone(),
+            served_as: spec.served_as().to_owned(),
             load_ms: millis(began.elapsed()),
             slots: spec.slots,
             base_url: self.api.base_url().to_owned(),
             vram_delta_mb,
             pid: running.pid(),
             log: running.manifest.log.clone(),
+            note,
         })
     }
 
+    /// A runtime whose proof cannot be written serves all the same; it is reaped by a successor.
+    async fn record_proof(&mut self, load_ms: u64) {
+        if let Some(running) = &mut self.running {
+            let _ = process::record_proof(&self.options, running, load_ms).await;
+            self.watch = Some(Watch::new(
+                self.api.clone(),
+                running.asked.clone(),
+                self.options.watch_every,
+            ));
+        }
+    }
+
     async fn ended_while_loading(
-        &self,
+        &mut self,
         spec: &ModelSpec,
-        status: std::io::Result<ExitStatus>,
+        end: std::io::Result<End>,
     ) -> LoadCause {
         let cause = self.cause_in_log().await;
         let port = self.options.port;
@@ -244,12 +282,13 @@ impl Supervisor {
                     holder: process::listener(port).await,
                 }
             }
-            RuntimeProgram::LlamaServer { .. } | RuntimeProgram::Command { .. } => {
-                LoadCause::Exited {
-                    status: shown(status),
-                    cause,
-                }
-            }
+            RuntimeProgram::LlamaServer { .. }
+            | RuntimeProgram::Ollama { .. }
+            | RuntimeProgram::Vllm { .. }
+            | RuntimeProgram::Command { .. } => LoadCause::Exited {
+                status: shown(end),
+                cause,
+            },
         }
     }
 
@@ -269,9 +308,7 @@ impl Supervisor {
                 Ok(unloaded)
             }
             Err(error) => {
-                self.expect(Event::Stuck {
-                    at_ms: self.now_ms(),
-                });
+                self.expect(Event::Stuck);
                 self.tell(RuntimeEvent::Stuck {
                     model,
                     cause: error.to_string(),
@@ -282,21 +319,34 @@ impl Supervisor {
     }
 
     /// The runtime ended by itself; its leftovers are removed before anything else may start.
-    async fn exited(&mut self, status: std::io::Result<ExitStatus>) {
+    async fn exited(&mut self, end: std::io::Result<End>) {
         let cause = self.cause_in_log().await;
         let model = self.state.borrow().model().unwrap_or_default().to_owned();
         // Told first: removing its leftovers may take long, and nothing serves meanwhile.
         self.tell(RuntimeEvent::Exited {
             model: model.clone(),
-            status: shown(status),
+            status: shown(end),
             cause,
         });
+        self.remove(model).await;
+    }
+
+    /// It serves no more, but lives: it is stopped like one that is unloaded.
+    async fn wedged(&mut self, cause: String) {
+        let model = self.state.borrow().model().unwrap_or_default().to_owned();
+        self.tell(RuntimeEvent::Wedged {
+            model: model.clone(),
+            cause,
+        });
+        self.remove(model).await;
+    }
+
+    async fn remove(&mut self, model: String) {
         let stopped = self.stop().await;
-        let at_ms = self.now_ms();
         self.expect(if stopped.is_ok() {
-            Event::Exited { at_ms }
+            Event::Exited
         } else {
-            Event::Stuck { at_ms }
+            Event::Stuck
         });
         self.tell(match stopped {
             Ok(_) => RuntimeEvent::Removed { model },
@@ -309,6 +359,7 @@ impl Supervisor {
 
     /// `Ok(true)` when it had to be killed. On an error `self.running` stays, for another try.
     async fn stop(&mut self) -> Result<bool, UnloadError> {
+        self.watch = None;
         let Some(running) = &mut self.running else {
             return Ok(false);
         };
@@ -317,24 +368,55 @@ impl Supervisor {
         Ok(forced)
     }
 
-    async fn reap(&self) -> Result<Option<Reaped>, ReapError> {
+    async fn adopt(&mut self, catalogue: &[ModelSpec]) -> Result<Found, ReapError> {
         if self.running.is_some() {
             return Err(ReapError::Busy);
         }
-        process::reap(&self.options.manifest_path).await
+        match adopt::adopt_or_reap(&self.options, &self.api, catalogue).await? {
+            Left::Nothing => Ok(Found::Nothing),
+            Left::Reaped(reaped) => Ok(Found::Reaped(*reaped)),
+            Left::Adopted(adopted) => {
+                let (running, loaded, started_at) = *adopted;
+                let model = loaded.model.clone();
+                // A host that has failed before has nothing to adopt any more.
+                if self.apply(Event::Adopted { model }).is_err() {
+                    return Err(ReapError::Busy);
+                }
+                self.watch = Some(Watch::new(
+                    self.api.clone(),
+                    running.asked.clone(),
+                    self.options.watch_every,
+                ));
+                self.running = Some(running);
+                Ok(Found::Adopted { loaded, started_at })
+            }
+        }
     }
 
-    async fn cause_in_log(&self) -> String {
+    async fn health(&mut self) -> Health {
+        let Some((running, _)) = self.serving() else {
+            return Health::NotHot;
+        };
+        let asked = running.asked.clone();
+        match self.api.lists(&asked).await {
+            Ok(()) => Health::Serving,
+            Err(detail) => Health::Failing(detail),
+        }
+    }
+
+    async fn cause_in_log(&mut self) -> String {
         match &self.running {
             Some(running) => process::cause_of(running.manifest.log.clone()).await,
             None => String::new(),
         }
     }
 
-    /// The process whose end would be news.
-    fn serving(&mut self) -> Option<&mut Running> {
+    /// The process whose end would be news, and the watch over it.
+    fn serving(&mut self) -> Option<(&mut Running, &mut Watch)> {
         match *self.state.borrow() {
-            State::Hot { .. } | State::Draining { .. } => self.running.as_mut(),
+            State::Hot { .. } | State::Draining { .. } => {
+                self.running.as_mut().zip(self.watch.as_mut())
+            }
             State::Cold
             | State::Loading { .. }
             | State::Unloading { .. }
@@ -358,13 +440,9 @@ impl Supervisor {
         // An agent that has dropped the receiver does not want to know.
         let _ = self.events.send(event);
     }
-
-    fn now_ms(&self) -> u64 {
-        millis(self.born.elapsed())
-    }
 }
 
-struct Ended(std::io::Result<ExitStatus>);
+struct Ended(std::io::Result<End>);
 
 /// Answers what cannot be done during a load, and returns with what ends it.
 async fn interruption(
@@ -375,7 +453,6 @@ async fn interruption(
     let busy = |event| IllegalTransition {
         state: State::Loading {
             model: loading.to_owned(),
-            failures: 0,
         },
         event,
     };
@@ -388,11 +465,12 @@ async fn interruption(
             None => return Interruption::Shutdown,
             Some(Command::Unload(reply)) => return Interruption::Unload(reply),
             Some(Command::Drain(reply)) => drop(reply.send(Err(busy(Event::Drain)))),
-            Some(Command::Reap(reply)) => drop(reply.send(Err(ReapError::Busy))),
+            Some(Command::Adopt(_, reply)) => drop(reply.send(Err(ReapError::Busy))),
+            Some(Command::Health(reply)) => drop(reply.send(Health::NotHot)),
+            Some(Command::Suspect { .. }) => {}
             Some(Command::Load(spec, reply)) => {
                 let cause = busy(Event::Load {
                     model: spec.id.clone(),
-                    at_ms: 0,
                 })
                 .into();
                 drop(reply.send(Err(LoadError {
@@ -406,59 +484,10 @@ async fn interruption(
     }
 }
 
-/// Runs until the runtime is proven or cannot be; `last` tells a time-out what was last seen.
-/// Returns how much VRAM use grew.
-async fn prove(
-    options: &HostOptions,
-    api: &Api,
-    spec: &ModelSpec,
-    tree: &crate::tree::Tree,
-    vram_before: Option<u64>,
-    last: &mut String,
-) -> Result<Option<i64>, LoadCause> {
-    let mut pause = POLL_FIRST;
-    loop {
-        match api.models().await {
-            Models::Served(names) if names.contains(&spec.id) => {
-                // A command may serve through something else, such as a container's proxy, so
-                // there the name has to do.
-                let must_listen = matches!(spec.program, RuntimeProgram::LlamaServer { .. });
-                if must_listen && !process::listens(tree.clone(), options.port).await {
-                    let holder = process::listener(options.port).await;
-                    return Err(LoadCause::NotOurs {
-                        port: options.port,
-                        holder,
-                    });
-                }
-                "it lists its model and has not generated yet".clone_into(last);
-                match api.prove(spec.kind, &spec.id).await {
-                    Proof::Given => break,
-                    Proof::NotYet(detail) => *last = detail,
-                    Proof::Failed(detail) => return Err(LoadCause::Unproven(detail)),
-                }
-            }
-            Models::Served(served) => {
-                return Err(LoadCause::WrongModel {
-                    expected: spec.id.clone(),
-                    served,
-                });
-            }
-            Models::NotYet(detail) => *last = detail,
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(POLL_LONGEST);
-    }
-    let (Some(_), Some(before), true) = (&options.gpu_uuid, vram_before, spec.prove_vram) else {
-        return Ok(None);
-    };
-    "it generates, but VRAM has not grown".clone_into(last);
-    vram::grown(&options.vram, before, spec.vram_mb).await
-}
-
-fn shown(status: std::io::Result<ExitStatus>) -> String {
-    status.map_or_else(
+fn shown(end: std::io::Result<End>) -> String {
+    end.map_or_else(
         |error| format!("its exit is unknown: {error}"),
-        |status| status.to_string(),
+        |end| end.to_string(),
     )
 }
 

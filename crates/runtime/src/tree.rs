@@ -130,6 +130,11 @@ impl Tree {
             .any(|pid| holds_any(pid, &sockets))
     }
 
+    /// Whether the process `pid` was started with the cookie.
+    pub(crate) fn bears_cookie(&self, pid: i32) -> bool {
+        Process::new(pid).is_ok_and(|process| self.has_cookie(&process))
+    }
+
     fn has_cookie(&self, process: &Process) -> bool {
         let cookie = OsStr::from_bytes(self.cookie.as_bytes());
         process.environ().is_ok_and(|environ| {

@@ -16,10 +16,11 @@ const GROWTH_PATIENCE: Duration = Duration::from_secs(3);
 pub const VRAM_PATIENCE: Duration = Duration::from_secs(30);
 
 /// One reading, off the async threads, as NVML can block.
-pub(crate) async fn read(probe: &Option<VramProbe>) -> Option<u64> {
+pub(crate) async fn read(probe: &Option<VramProbe>, gpus: &[String]) -> Option<u64> {
     let probe = probe.clone()?;
+    let gpus = gpus.to_vec();
     // A probe that panics has told nothing.
-    tokio::task::spawn_blocking(move || probe())
+    tokio::task::spawn_blocking(move || probe(&gpus))
         .await
         .ok()
         .flatten()
@@ -30,6 +31,7 @@ pub(crate) async fn read(probe: &Option<VramProbe>) -> Option<u64> {
 /// by mistake adds next to nothing.
 pub(crate) async fn grown(
     probe: &Option<VramProbe>,
+    gpus: &[String],
     before_mb: u64,
     expected_mb: Option<u64>,
 ) -> Result<Option<i64>, LoadCause> {
@@ -37,7 +39,7 @@ pub(crate) async fn grown(
     let deadline = tokio::time::Instant::now() + GROWTH_PATIENCE;
     let mut delta_mb = 0;
     loop {
-        if let Some(now_mb) = read(probe).await {
+        if let Some(now_mb) = read(probe, gpus).await {
             delta_mb = signed(now_mb) - signed(before_mb);
             if delta_mb >= signed(least_mb) {
                 return Ok(Some(delta_mb));
@@ -81,6 +83,7 @@ impl Return {
 /// Waits for 3 samples in a row.
 pub(crate) async fn returned(
     probe: &Option<VramProbe>,
+    gpus: &[String],
     wanted: Return,
     patience: Duration,
 ) -> Result<(), UnloadError> {
@@ -88,7 +91,7 @@ pub(crate) async fn returned(
     let mut good = 0;
     let mut previous = None;
     loop {
-        let used_mb = read(probe).await;
+        let used_mb = read(probe, gpus).await;
         let is_good = match (wanted, used_mb, previous) {
             (Return::AtMost(most), Some(used), _) => used <= most,
             (Return::Settled, Some(used), Some(before)) => used >= before,
@@ -114,6 +117,15 @@ pub(crate) async fn returned(
     }
 }
 
+/// Waits until use has stopped falling after processes were killed: a load that begins on memory
+/// that is being given back would seem to take none.
+pub(crate) async fn settle(probe: &Option<VramProbe>, gpus: &[String], patience: Duration) {
+    if read(probe, gpus).await.is_some() {
+        // Still falling after all that time: the load's own proof tells.
+        let _ = returned(probe, gpus, Return::Settled, patience).await;
+    }
+}
+
 fn signed(mb: u64) -> i64 {
     i64::try_from(mb).unwrap_or(i64::MAX)
 }
@@ -128,7 +140,7 @@ mod tests {
     /// A probe that gives these readings, the last for ever.
     fn readings(values: &'static [Option<u64>]) -> Option<VramProbe> {
         let at = AtomicUsize::new(0);
-        Some(Arc::new(move || {
+        Some(Arc::new(move |_: &[String]| {
             values[at.fetch_add(1, Ordering::Relaxed).min(values.len() - 1)]
         }))
     }
@@ -137,11 +149,11 @@ mod tests {
     async fn growth_is_waited_for_and_its_lack_is_told() {
         let lagging = readings(&[Some(500), None, Some(4_600)]);
         assert_eq!(
-            grown(&lagging, 500, Some(8_000)).await.unwrap(),
+            grown(&lagging, &[], 500, Some(8_000)).await.unwrap(),
             Some(4_100)
         );
         let on_cpu = readings(&[Some(700)]);
-        match grown(&on_cpu, 500, Some(8_000)).await {
+        match grown(&on_cpu, &[], 500, Some(8_000)).await {
             Err(LoadCause::NotInVram {
                 delta_mb: 200,
                 expected_mb: 4_000,
@@ -155,8 +167,9 @@ mod tests {
         let at = Arc::new(AtomicUsize::new(0));
         let seen = at.clone();
         let values = [9_000, 550, 4_000, 540, 540, 540];
-        let probe: VramProbe = Arc::new(move || Some(values[at.fetch_add(1, Ordering::Relaxed)]));
-        returned(&Some(probe), Return::AtMost(564), VRAM_PATIENCE)
+        let probe: VramProbe =
+            Arc::new(move |_: &[String]| Some(values[at.fetch_add(1, Ordering::Relaxed)]));
+        returned(&Some(probe), &[], Return::AtMost(564), VRAM_PATIENCE)
             .await
             .unwrap();
         assert_eq!(seen.load(Ordering::Relaxed), 6);
@@ -168,7 +181,7 @@ mod tests {
             Some(900),
             Some(900),
         ]);
-        returned(&falling, Return::Settled, VRAM_PATIENCE)
+        returned(&falling, &[], Return::Settled, VRAM_PATIENCE)
             .await
             .unwrap();
     }

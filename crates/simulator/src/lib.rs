@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 
 use report::Report;
+use trace::Trace;
 
 /// Runs the placement policy over traces of work in simulated time.
 #[derive(Debug, Parser)]
@@ -34,6 +35,9 @@ struct Arguments {
     /// Print one JSON object a trace instead of tables.
     #[arg(long)]
     json: bool,
+    /// Run nothing: print one JSON object a trace, with the trace and the duration of each task.
+    #[arg(long, conflicts_with_all = ["check", "json"])]
+    expand: bool,
 }
 
 /// The program.
@@ -63,6 +67,12 @@ fn simulate(arguments: &Arguments) -> Result<bool> {
     ensure!(!paths.is_empty(), "there are no traces in traces/");
     let mut met = true;
     for path in &paths {
+        if arguments.expand {
+            let trace = Trace::read(path)?;
+            let expanded = serde_json::json!({"trace": trace, "durations": trace.durations()});
+            println!("{expanded}");
+            continue;
+        }
         let report = Report::of(path)?;
         if arguments.json {
             println!("{}", serde_json::to_string(&report)?);

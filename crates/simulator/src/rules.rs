@@ -1,7 +1,7 @@
 //! The placement that is measured, and two others that it has to beat. Admission is the same for
 //! all: it follows from the memory and the slots.
 
-use rigor_policy::placement::{self, Agent, Decision, Demand, View};
+use rigor_policy::placement::{self, Agent, Decision, Demand, Predicted, View};
 use rigor_queue::heartbeat::{Health, LlmBeat};
 
 /// A placement policy.
@@ -104,6 +104,7 @@ fn load(demand: &Demand, agent: &Agent) -> Decision {
         model: demand.model.clone(),
         count: 1,
         eligible: vec![agent.name.clone()],
+        predicted: Predicted::default(),
         reason: String::new(),
     }
 }
@@ -123,6 +124,7 @@ fn unload_unneeded(view: &View, agent: &Agent) -> Option<Decision> {
     let scripts = agent.scripts_blocked && view.scripts_queued > 0;
     (!needed && agent.llm_running == 0 && (others || scripts)).then(|| Decision::Unload {
         agent: agent.name.clone(),
+        next: None,
         reason: String::new(),
     })
 }

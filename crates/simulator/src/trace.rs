@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A trace file.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trace {
     /// What it shows.
@@ -26,13 +26,31 @@ pub struct Trace {
     /// GPUs that go and come.
     #[serde(rename = "outage", default)]
     pub outages: Vec<Outage>,
+    /// What a real rig takes besides the work; nothing where it is not there.
+    #[serde(default)]
+    pub costs: Costs,
     /// What `--check` demands besides a makespan near the lower bound.
     #[serde(default)]
     pub target: Target,
 }
 
+/// What a rig takes besides the work itself, measured on one. The lower bound knows nothing of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Costs {
+    /// Seconds from a submission to its first task in the queue.
+    #[serde(default)]
+    pub submit_s: f64,
+    /// Seconds for which a task holds its slot besides its own: the claim, the start of its worker, its record.
+    #[serde(default)]
+    pub task_s: f64,
+    /// Seconds of a load besides the model's own: the start of the runtime, its proof.
+    #[serde(default)]
+    pub load_s: f64,
+}
+
 /// See [`Trace::target`].
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// Why the lower bound cannot be reached, where that is so: then it is no target.
@@ -47,7 +65,7 @@ pub struct Target {
 }
 
 /// Some GPUs of one kind.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Gpu {
     /// How many.
@@ -61,7 +79,7 @@ pub struct Gpu {
 }
 
 /// A model.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Model {
     /// Its name.
@@ -79,7 +97,7 @@ pub struct Model {
 }
 
 /// Tasks of one name.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Work {
     /// Its name.
@@ -118,7 +136,7 @@ pub struct Work {
 }
 
 /// A GPU that is gone for a while.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outage {
     /// Which, from 0.
@@ -151,16 +169,25 @@ fn ten() -> f64 {
 }
 
 impl Trace {
-    /// Reads and checks a trace.
+    /// Reads and checks a trace; a file whose name ends in `.json` is one in JSON.
     pub fn read(path: &Path) -> Result<Trace> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-        Trace::parse(&text).with_context(|| format!("in {}", path.display()))
+        let trace = match path.extension().is_some_and(|end| end == "json") {
+            true => serde_json::from_str(&text).map_err(anyhow::Error::from),
+            false => toml::from_str(&text).map_err(anyhow::Error::from),
+        };
+        let checked = trace.and_then(Trace::checked);
+        checked.with_context(|| format!("in {}", path.display()))
     }
 
     /// Checks the text of a trace.
     pub fn parse(text: &str) -> Result<Trace> {
-        let trace: Trace = toml::from_str(text)?;
+        toml::from_str::<Trace>(text)?.checked()
+    }
+
+    fn checked(self) -> Result<Trace> {
+        let trace = self;
         let gpus: usize = trace.gpus.iter().map(|gpu| gpu.count).sum();
         ensure!(gpus > 0, "a trace needs a [[gpu]]");
         let mut names = BTreeSet::new();

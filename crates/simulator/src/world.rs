@@ -12,7 +12,7 @@ use rigor_policy::admission::{
     self, AgentState, Candidate, LlmState, Needs, Running, Slots, VramNeed,
 };
 use rigor_policy::gpu_time;
-use rigor_policy::placement::{self, Decision, Demand, Pending, View};
+use rigor_policy::placement::{self, Decision, Demand, ModelSeconds, Pending, View};
 use rigor_queue::heartbeat::{Health, LlmBeat, Refusal};
 use rigor_queue::reasons::Cause;
 use rigor_queue::task::Class;
@@ -208,7 +208,7 @@ impl<'t> World<'t> {
         for (work, of) in trace.work.iter().enumerate() {
             for task in 0..of.count {
                 if of.after.is_none() && of.each.is_none() {
-                    let at = of.at + task as f64 * of.every;
+                    let at = trace.costs.submit_s + of.at + task as f64 * of.every;
                     world.push(at, What::Arrive { work, task });
                 }
             }
@@ -409,6 +409,7 @@ impl<'t> World<'t> {
             LlmState::Cold => None,
             LlmState::Loading { model, .. }
             | LlmState::Hot { model, .. }
+            | LlmState::Lent { model, .. }
             | LlmState::Draining { model }
             | LlmState::Unloading { model } => self.trace.model(model),
         };
@@ -450,6 +451,9 @@ impl<'t> World<'t> {
         let needed = |model: &String| view.models.iter().any(|demand| demand.model == *model);
         self.loads.retain(|load| needed(&load.model));
         self.claim();
+        if self.place_wanted {
+            self.push(self.place_at, What::Place);
+        }
     }
 
     /// Each agent's time since the last look goes to the cause that it had.

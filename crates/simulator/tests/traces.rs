@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use rigor_queue::reasons::Cause;
 use rigor_simulator::report::Report;
 use rigor_simulator::rules::Rules;
 use rigor_simulator::trace::Trace;
@@ -18,6 +19,8 @@ fn traces() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
+        // Those in live/ are scaled down for a real rig.
+        .filter(|path| path.is_file())
         .collect();
     paths.sort();
     paths
@@ -49,6 +52,33 @@ fn the_same_trace_gives_the_same_outcome() {
         assert_eq!(first, world::run(&trace, &durations, rules));
         assert_eq!(first.left, 0);
     }
+}
+
+#[test]
+fn what_a_rig_takes_besides_the_work_is_counted() {
+    let trace = Trace::parse(
+        "about = \"\"\nseed = 1\n[costs]\nsubmit_s = 0.5\ntask_s = 0.25\nload_s = 0.125\n\
+         [[gpu]]\nbudget_mb = 10\n[[model]]\nid = \"m\"\nvram_mb = 10\nload_s = 4\n\
+         [[work]]\nname = \"ask\"\nmodel = \"m\"\ncount = 3\nseconds = 2",
+    );
+    let trace = trace.unwrap();
+    let outcome = world::run(&trace, &trace.durations(), Rules::Rigor);
+    assert_eq!(outcome.makespan_s, 0.5 + 4.125 + 3.0 * 2.25);
+}
+
+/// As a live run showed: the brain sees an agent take what it was given, and gives to the next one
+/// without waiting for anything else to happen.
+#[test]
+fn the_brain_looks_again_when_an_agent_has_taken_a_load() {
+    let live = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../traces/live/two-models.toml");
+    let trace = Trace::read(&live).unwrap();
+    let outcome = world::run(&trace, &trace.durations(), Rules::Rigor);
+    let wrong = outcome.gpu_seconds.get(&Cause::WrongModel).copied();
+    let longest_load = 3.0;
+    assert!(
+        wrong.unwrap_or(0.0) < longest_load,
+        "GPUs wait for each other's loads: {outcome:?}"
+    );
 }
 
 #[test]

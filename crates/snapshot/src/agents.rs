@@ -124,6 +124,8 @@ pub enum AgentState {
     Loading,
     /// A model is in VRAM and answers.
     Hot,
+    /// Its GPU is kept for the runtime of another agent.
+    Lent,
     /// Its model's last requests end.
     Draining,
     /// Its model is on its way out.
@@ -142,6 +144,7 @@ impl AgentState {
             AgentState::Cold => "cold",
             AgentState::Loading => "loading",
             AgentState::Hot => "hot",
+            AgentState::Lent => "lent",
             AgentState::Draining => "draining",
             AgentState::Unloading => "unloading",
             AgentState::Failed => "failed",
@@ -244,6 +247,7 @@ fn state_of(beat: &Heartbeat) -> AgentState {
         LlmBeat::Cold => AgentState::Cold,
         LlmBeat::Loading { .. } => AgentState::Loading,
         LlmBeat::Hot { .. } => AgentState::Hot,
+        LlmBeat::Lent { .. } => AgentState::Lent,
         LlmBeat::Draining { .. } => AgentState::Draining,
         LlmBeat::Unloading { .. } => AgentState::Unloading,
         LlmBeat::Failed { .. } => AgentState::Failed,

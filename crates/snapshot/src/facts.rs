@@ -6,6 +6,16 @@ use rigor_plan::{AgentFacts, ModelFacts, RigFacts};
 use rigor_queue::presence;
 use rigor_queue::rig::Rig;
 
+/// As [`read`], and what each model needs of GPU memory: this reads the models' files.
+pub fn read_with_needs(rig: &Rig, config: &Config) -> RigFacts {
+    let mut facts = read(rig, config);
+    let needs = crate::models::needs(rig, config);
+    for (model, need) in facts.models.iter_mut().zip(needs) {
+        model.vram = need.map(|need| (need.on_each_mb(), need.words()));
+    }
+    facts
+}
+
 /// The rig's agents, models and secrets. A GPU's memory is known once its agent has had a
 /// heartbeat.
 pub fn read(rig: &Rig, config: &Config) -> RigFacts {
@@ -32,6 +42,8 @@ pub fn read(rig: &Rig, config: &Config) -> RigFacts {
                 id: model.id.clone(),
                 chat: model.kind == ModelKind::Chat,
                 tier: Some(model.tier),
+                gpus: model.split_gpu,
+                vram: None,
             })
             .collect(),
         secrets: config.secrets.keys().cloned().collect(),

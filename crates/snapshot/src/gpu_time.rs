@@ -227,6 +227,8 @@ fn largest_loss(wall_ms: i64, gpus: &[GpuTimeOfBatch], total: &CauseMs) -> Optio
     let share = percent(lost, wall_ms * hit.len() as i64);
     let names: Vec<&str> = hit.iter().map(|gpu| gpu.agent.as_str()).collect();
     let verb = match (names.len(), cause) {
+        (1, Cause::Lent) => "was lent",
+        (_, Cause::Lent) => "were lent",
         (_, Cause::Loading | Cause::Unloading) => "lost",
         (1, _) => "was idle",
         _ => "were idle",

@@ -10,6 +10,7 @@ mod detail;
 pub mod facts;
 mod find;
 mod gpu_time;
+pub mod models;
 mod names;
 mod read;
 mod tasks;

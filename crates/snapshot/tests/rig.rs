@@ -154,6 +154,7 @@ impl Fixture {
             output_bytes: 0,
             output_dropped: 0,
             llm: None,
+            gpu_memory: None,
         };
         assert!(records::write_new(&self.rig, &record).unwrap());
     }
@@ -611,7 +612,7 @@ fn a_task_shows_its_attempts_and_the_one_that_runs() {
             reason: "agent gpu-1 died".to_owned(),
         },
     );
-    let next = held.requeue(&fixture.rig, false).unwrap();
+    let next = held.requeue(&fixture.rig).unwrap();
     let _running = fixture.claim(Class::Llm, &next, "gpu-2");
     let Found::One(Target::Task { name, spot, .. }) =
         find(&fixture.rig, &fixture.config, &next.id.to_string()).unwrap()

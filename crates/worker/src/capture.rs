@@ -92,13 +92,18 @@ impl Capture {
         }
     }
 
-    /// The last line that holds anything, at most `most` bytes of it.
-    pub(crate) fn last_line(&self, most: usize) -> Option<String> {
+    /// The last `most` bytes that are kept.
+    pub(crate) fn tail(&self, most: u64) -> Option<String> {
         let file = self.file.as_ref()?;
-        let at = self.len.saturating_sub(LINE_SEARCH_BYTES);
+        let at = self.len.saturating_sub(most);
         let mut bytes = vec![0; (self.len - at) as usize];
         file.read_exact_at(&mut bytes, at).ok()?;
-        let text = String::from_utf8_lossy(&bytes);
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The last line that holds anything, at most `most` bytes of it.
+    pub(crate) fn last_line(&self, most: usize) -> Option<String> {
+        let text = self.tail(LINE_SEARCH_BYTES)?;
         let line = text
             .lines()
             .rev()

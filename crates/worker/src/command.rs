@@ -7,8 +7,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rigor_exec::oom;
+use rigor_exec::{gpu_memory, oom};
 use rigor_queue::record::FailureKind;
+use rigor_queue::task::Class;
 use rustix::process::{Signal, WaitStatus, kill_process_group};
 
 use crate::Attempt;
@@ -127,6 +128,16 @@ impl Attempt<'_> {
         }
     }
 
+    /// What a script printed of GPU memory that did not suffice.
+    fn gpu_shortage(&self) -> Option<String> {
+        if self.spec.class != Class::Script {
+            return None;
+        }
+        let tail = self.output.tail(gpu_memory::TAIL_BYTES)?;
+        let line = gpu_memory::shortage(&tail)?;
+        Some(line[..line.floor_char_boundary(QUOTE_BYTES)].to_owned())
+    }
+
     /// What is left in the pipe, without waiting for those who hold its other end.
     fn drain(&mut self, pipe: &mut PipeReader) {
         let mut buffer = vec![0; READ_BYTES];
@@ -183,6 +194,14 @@ impl Attempt<'_> {
         let ran = words(self.started.elapsed());
         let failure = match (ended.exit_code, ended.signal) {
             (Some(0), _) => return ended,
+            (code, signal) if let Some(line) = self.gpu_shortage() => {
+                let how = match (code, signal) {
+                    (Some(code), _) => format!("exit code {code}"),
+                    (None, signal) => format!("signal {}", signal.unwrap_or(0)),
+                };
+                let reason = format!("out of GPU memory after {ran} ({how}): {line}");
+                Failure::new(FailureKind::OutOfMemory, reason)
+            }
             (Some(code), _) => {
                 // The shell's way to say that its command died of SIGKILL.
                 let suspicion = if code == 128 + 9 {

@@ -86,7 +86,10 @@ impl Attempt<'_> {
         let ended = self.prepare().and_then(|()| match &self.spec.work {
             Work::Command { command } => self.run_command(command),
             Work::Prompt(prompt) => self.run_prompt(prompt),
-            Work::LoadLlm { .. } | Work::UnloadLlm { .. } | Work::Plan(_) => Err(Failure::setup(
+            Work::LoadLlm { .. }
+            | Work::UnloadLlm { .. }
+            | Work::LendGpu { .. }
+            | Work::Plan(_) => Err(Failure::setup(
                 "this kind of work is not a worker's: an agent or the brain does it itself",
             )),
         });

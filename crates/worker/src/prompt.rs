@@ -160,6 +160,7 @@ fn ask(
 ) -> Result<Answer, Failure> {
     for _ in 0..=CUTS_MAX {
         let text = join(&user);
+        let sent = Instant::now();
         let asked = if endpoint.embedding {
             let body = json!({"model": endpoint.model, "input": text});
             endpoint.post("/v1/embeddings", &body)
@@ -170,7 +171,11 @@ fn ask(
             )
         };
         match asked {
-            Ok(reply) => return read_answer(endpoint, &reply, &user),
+            Ok(reply) => {
+                let mut answer = read_answer(endpoint, &reply, &user)?;
+                answer.llm.request_ms = Some(sent.elapsed().as_millis() as u64);
+                return Ok(answer);
+            }
             Err(NoAnswer::Failed(failure)) => return Err(failure),
             Err(NoAnswer::TooLong {
                 prompt_tokens,
@@ -285,6 +290,7 @@ fn read_answer(endpoint: &Endpoint, reply: &Value, user: &[Piece]) -> Result<Ans
         prompt_tokens: count("prompt_tokens"),
         completion_tokens: count("completion_tokens"),
         truncated: user.iter().any(|piece| piece.text.len() < piece.original),
+        request_ms: None,
     };
     let mut notes: Vec<String> = user
         .iter()

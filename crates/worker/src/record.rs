@@ -49,6 +49,7 @@ pub(crate) fn compose(
         output_bytes: output.total(),
         output_dropped: output.dropped(),
         llm: ended.llm,
+        gpu_memory: None,
     }
 }
 

@@ -1,20 +1,17 @@
 //! The steps. Each is one thing that only a GPU can show.
 
-use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::GpuSmoke;
 use super::report::Outcome;
-use super::setup::{MODEL, Runtime, word};
-use crate::own_rig::OwnRig;
-use crate::own_rig::state::{Agent, Batch, Gpu};
+use super::setup::{MODEL, Runtime};
+use super::shared_rig::{BATCH_MOST, HEARD_MOST, LOOK_EVERY, Smoke};
+use crate::own_rig::state::Gpu;
 
 /// Memory that a script holds, MiB.
 const SCRIPT_MB: u64 = 1024;
@@ -23,12 +20,6 @@ const CONTEXT_MB: u64 = 1500;
 /// Prompts of the first batch and of the second.
 const PROMPTS: usize = 40;
 const PROMPTS_AFTER: usize = 10;
-/// Between two looks at the rig.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// For a heartbeat to tell what changed.
-const HEARD_MOST: Duration = Duration::from_secs(40);
-/// For a batch, the load of its model in it.
-const BATCH_MOST: Duration = Duration::from_secs(900);
 /// How much the memory in use may differ from what it was before, MiB: other programs' ups and downs.
 const SAME_MB: u64 = 200;
 
@@ -49,177 +40,6 @@ pub(super) const ALL: [(&str, Step); 12] = [
     ("a model over two GPUs", split),
     ("every GPU second has its cause", accounts),
 ];
-
-/// What the steps share.
-pub(super) struct Smoke<'a> {
-    own: &'a mut OwnRig,
-    rig: &'a Path,
-    out: &'a Path,
-    simulated: bool,
-    python: String,
-    runtime: &'a Runtime,
-    /// The first GPU before anything ran on it.
-    before: Option<Gpu>,
-    gpus: Vec<Gpu>,
-    batches: Vec<String>,
-}
-
-impl<'a> Smoke<'a> {
-    pub(super) fn new(
-        own: &'a mut OwnRig,
-        rig: &'a Path,
-        out: &'a Path,
-        options: &GpuSmoke,
-        runtime: &'a Runtime,
-    ) -> Result<Smoke<'a>> {
-        Ok(Smoke {
-            own,
-            rig,
-            out,
-            simulated: options.simulated,
-            python: word(&options.python),
-            runtime,
-            before: None,
-            gpus: Vec::new(),
-            batches: Vec::new(),
-        })
-    }
-
-    /// The GPUs in words.
-    pub(super) fn machine(&self) -> Vec<String> {
-        let words = |gpu: &Gpu| format!("{} ({}), {} MB", gpu.name, gpu.uuid, gpu.total_mb);
-        self.gpus.iter().map(words).collect()
-    }
-
-    fn rigor(&self, words: &[&str]) -> Result<String> {
-        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        self.own.rigor(&words)
-    }
-
-    fn json(&self, words: &[&str]) -> Result<Value> {
-        let text = self.rigor(words)?;
-        serde_json::from_str(&text)
-            .with_context(|| format!("rigor {} printed no JSON", words.join(" ")))
-    }
-
-    /// The first agent with a GPU.
-    fn agent(&self) -> Result<Agent> {
-        let agents = self.own.status()?.agents;
-        agents
-            .into_iter()
-            .find(|agent| agent.gpu.is_some())
-            .context("no agent shows a GPU")
-    }
-
-    fn gpu(&self) -> Result<Gpu> {
-        self.agent()?.gpu.context("the agent shows no GPU")
-    }
-
-    /// Waits until the first agent is as `wanted` says; the error says how it was last.
-    fn until(&self, most: Duration, what: &str, wanted: impl Fn(&Agent) -> bool) -> Result<Agent> {
-        let deadline = Instant::now() + most;
-        loop {
-            let last = self.agent();
-            if let Ok(agent) = &last
-                && wanted(agent)
-            {
-                return last;
-            }
-            if Instant::now() > deadline {
-                bail!(
-                    "{what} was not seen within {}s; last: {last:?}",
-                    most.as_secs()
-                );
-            }
-            thread::sleep(LOOK_EVERY);
-        }
-    }
-
-    /// The shell command that holds so much memory of the GPU for a while.
-    fn hold(&self, mb: u64, seconds: u64) -> String {
-        let hold = word(&self.out.join("hold.py"));
-        let program = format!("{} {hold} --mb {mb} --seconds {seconds}", self.python);
-        match self.simulated {
-            true => format!("RIGOR_SIM_VRAM_MB={mb} {program} --simulated"),
-            false => program,
-        }
-    }
-
-    fn submit(&mut self, name: &str, tasks: &str) -> Result<String> {
-        let folder = self.out.join("plans").join(name);
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let plan = format!(
-            "# Plan: {name}\n\n## Goal\n\nA step of the GPU smoke test.\n\n## Tasks\n\n{tasks}"
-        );
-        let path = folder.join("plan.md");
-        fs::write(&path, plan).with_context(|| format!("cannot write {}", path.display()))?;
-        let id = self
-            .rigor(&["submit", &folder.to_string_lossy()])?
-            .trim()
-            .to_owned();
-        self.batches.push(id.clone());
-        Ok(id)
-    }
-
-    fn script(&mut self, name: &str, command: &str, fields: &str) -> Result<String> {
-        let task = format!(
-            "### hold\n\n- **task_class**: script\n- **command**: `{command}`\n- **retries**: 0\n{fields}"
-        );
-        self.submit(name, &task)
-    }
-
-    fn ask(&mut self, name: &str, prompts: usize) -> Result<String> {
-        let items = self.out.join("plans").join(name);
-        fs::create_dir_all(&items).with_context(|| format!("cannot make {}", items.display()))?;
-        let path = items.join("items.txt");
-        let lines: String = (1..=prompts).map(|at| format!("question {at}\n")).collect();
-        fs::write(&path, lines).with_context(|| format!("cannot write {}", path.display()))?;
-        self.submit(
-            name,
-            &format!(
-                "### ask\n\n- **foreach**: `items.txt`\n- **prompt**: Answer {{ITEM}}.\n- **llm_model**: {MODEL}\n- **max_tokens**: 32\n"
-            ),
-        )
-    }
-
-    fn over(&self, id: &str) -> Result<Batch> {
-        let deadline = Instant::now() + BATCH_MOST;
-        loop {
-            let batches = self.own.status()?.batches;
-            let batch = batches.into_iter().find(|batch| batch.id == id);
-            let batch = batch.with_context(|| format!("{id} is not among the batches"))?;
-            if batch.is_over() {
-                return Ok(batch);
-            }
-            if Instant::now() > deadline {
-                let why = self.rigor(&["why", id]).unwrap_or_default();
-                bail!(
-                    "{id} was not over after {}s: {}",
-                    BATCH_MOST.as_secs(),
-                    why.lines().next().unwrap_or("-")
-                );
-            }
-            thread::sleep(LOOK_EVERY);
-        }
-    }
-
-    /// The last attempt of the only task of a batch.
-    fn attempt(&self, batch: &str) -> Result<Value> {
-        let shown = self.json(&["show", &format!("{batch}/hold"), "--json"])?;
-        let attempts = shown["attempts"]
-            .as_array()
-            .context("no attempts are shown")?;
-        attempts.last().cloned().context("it was never tried")
-    }
-
-    /// How often the agent's log has `words`.
-    fn said(&self, agent: &str, words: &str) -> Result<usize> {
-        let path: PathBuf = self.rig.join("logs").join(format!("{agent}.log"));
-        let log =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(log.matches(words).count())
-    }
-}
 
 fn doctor(smoke: &mut Smoke<'_>) -> Result<Outcome> {
     // It exits 1 where something failed; what it printed says what.

@@ -8,25 +8,35 @@ use serde::Deserialize;
 use super::Violation;
 
 /// The libraries, each with those that it may use.
-const LIBRARIES: [(&str, &[&str]); 10] = [
+const LIBRARIES: [(&str, &[&str]); 11] = [
     ("rigor-queue", &[]),
     ("rigor-config", &[]),
     ("rigor-gpu", &[]),
     ("rigor-runtime", &[]),
     ("rigor-telemetry", &[]),
     ("nvml-stand-in", &[]),
+    ("rigor-models", &["rigor-config"]),
     ("rigor-exec", &["rigor-queue"]),
     ("rigor-plan", &["rigor-queue"]),
     ("rigor-policy", &["rigor-queue"]),
     (
         "rigor-snapshot",
-        &["rigor-queue", "rigor-config", "rigor-plan", "rigor-policy"],
+        &[
+            "rigor-queue",
+            "rigor-config",
+            "rigor-models",
+            "rigor-plan",
+            "rigor-policy",
+        ],
     ),
 ];
 
 /// The programs. They may use every library and never each other: they speak through the rig
 /// directory and exit codes.
 const PROGRAMS: [&str; 5] = ["brain", "gpu-agent", "worker", "rigor", "simulator"];
+
+/// What is ours and no part of a rig, beside the stand-in for NVML: it uses no library of ours.
+const APART: &str = "runtime-stand-in";
 
 /// A stand-in is no part of a rig with GPUs: only `rigor init --sim-gpus` installs it, and tests.
 const STAND_IN: &str = "nvml-stand-in";
@@ -111,7 +121,7 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Violation> {
 fn is_known(package: &str) -> bool {
     library(package).is_some()
         || PROGRAMS.contains(&package)
-        || ["bench-claims", "rigor-tests", "xtask"].contains(&package)
+        || [APART, "bench-claims", "rigor-tests", "xtask"].contains(&package)
 }
 
 fn library(name: &str) -> Option<&'static [&'static str]> {
@@ -127,7 +137,7 @@ fn may_use(package: &str, dependency: &str, kind: Option<&str>) -> bool {
     }
     match (library(package), package) {
         (Some(uses), _) => uses.contains(&dependency),
-        (None, "xtask") => false,
+        (None, "xtask" | APART) => false,
         (None, "rigor-tests") => library(dependency).is_some() || dependency == "xtask",
         (None, _) => library(dependency).is_some(),
     }
@@ -179,6 +189,8 @@ mod tests {
             ("gpu-agent", "nvml-stand-in", None, false),
             ("gpu-agent", "nvml-stand-in", Some("dev"), true),
             ("xtask", "rigor-queue", None, false),
+            ("runtime-stand-in", "rigor-queue", None, false),
+            ("runtime-stand-in", "nvml-stand-in", Some("dev"), true),
             ("rigor-tests", "rigor-snapshot", None, true),
             ("rigor-tests", "brain", None, false),
             ("rigor-new", "rigor-queue", None, false),

@@ -71,9 +71,26 @@ impl Agents {
             return Ok(false);
         }
         if empty {
-            let message =
-                format!("Agent {name} is gone (its lock is free); it had nothing in processing");
-            tracing::info!(agent = name, "{message}");
+            // An agent that ends in order says that it drains, last of all.
+            let in_order = hung.is_none()
+                && agent
+                    .heartbeat
+                    .as_ref()
+                    .is_some_and(|beat| beat.health == Health::Draining);
+            let message = if in_order {
+                let message = format!(
+                    "Agent {name} is gone (its lock is free); it had nothing in processing"
+                );
+                tracing::info!(agent = name, "{message}");
+                message
+            } else {
+                let message = format!(
+                    "Agent {name} is dead (its lock is free); it had nothing in processing. Its log ends where it died; start it again with `rigor up`{}",
+                    runtime_left(&brain.rig, name)
+                );
+                tracing::warn!(agent = name, "{message}");
+                message
+            };
             brain.journal.write(
                 Entry::AgentDead,
                 &message,
@@ -110,6 +127,7 @@ impl Agents {
                     recovered.charged.len()
                 ));
             }
+            message.push_str(&runtime_left(&brain.rig, name));
             tracing::warn!(agent = name, "{message}");
             brain.journal.write(
                 Entry::AgentDead,
@@ -177,4 +195,20 @@ fn note_down(
         batches: Vec::new(),
     })?;
     Ok(())
+}
+
+/// The LLM runtime that outlives the agent, in words, or nothing. The brain leaves it alone: the
+/// agent that is started again takes it over with its model loaded, and only that agent can tell
+/// whether it still serves.
+fn runtime_left(rig: &Rig, agent: &str) -> String {
+    match rigor_runtime::orphan(&rig.agent_dir(agent).join(rigor_runtime::MANIFEST_NAME)) {
+        None => String::new(),
+        Some((model, pids)) => {
+            let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+            let pids = pids.join(" ");
+            format!(
+                "; its runtime of {model} still runs and holds VRAM (pid {pids}): {agent} adopts it when it is started again; if it is not to be, `kill {pids}`"
+            )
+        }
+    }
 }

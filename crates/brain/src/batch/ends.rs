@@ -18,7 +18,8 @@ impl Batch {
         let key = format!("{}/{}", self.spec().plan, self.plan.tasks[task].id);
         if let Some(record) = &record {
             brain.measured.learn(&key, record);
-            brain.note_completed(&record.agent, Instant::now());
+            let seconds = record.duration_ms as f64 / 1000.0;
+            brain.note_completed(&record.agent, name.shape, seconds, Instant::now());
             self.events.write(
                 "completed",
                 json!({"name": record.name, "id": record.id, "attempt": record.attempt,
@@ -59,6 +60,10 @@ impl Batch {
         }
         let record = records::read(&brain.rig, &self.id, name.id, name.attempt)?;
         let plan_task = &self.plan.tasks[task];
+        if let Some(record) = &record {
+            let key = format!("{}/{}", self.spec().plan, plan_task.id);
+            brain.measured.learn_failed(&key, record);
+        }
         let item_count = self.graph.instance(task, instance).items;
         let title = self.title(task, instance);
         let (kind, reason, agent) = match &record {
@@ -81,7 +86,7 @@ impl Batch {
                 "?".to_owned(),
             ),
         };
-        let since_end = record.map_or(Duration::ZERO, |record| {
+        let since_end = record.as_ref().map_or(Duration::ZERO, |record| {
             Duration::try_from(Timestamp::now().duration_since(record.ended)).unwrap_or_default()
         });
         self.changed = true;
@@ -101,6 +106,8 @@ impl Batch {
                 backoff: plan_task.backoff,
                 items: item_count as usize,
                 since_end,
+                gpu_memory: record.as_ref().and_then(|record| record.gpu_memory),
+                budgets_mb: budgets_mb(brain, kind, &plan_task.on),
             }),
         };
         let details = |decision: &str| {
@@ -117,6 +124,30 @@ impl Batch {
                 brain.journal.write(Entry::Retry, &message, details(&plan));
                 self.graph.moved(task, instance, name, State::Retry);
                 self.retries.insert(name.id, (Instant::now() + wait, name));
+            }
+            AfterFailure::MoreMemory { need, reason: plan } => {
+                if let Some(record) = record {
+                    let gpu_memory = record.gpu_memory.map(|had| GpuMemory {
+                        next: Some(need),
+                        ..had
+                    });
+                    // Before the move, whose name is explained by it. The same again after a crash.
+                    records::replace(
+                        &brain.rig,
+                        &AttemptRecord {
+                            gpu_memory,
+                            ..record
+                        },
+                    )?;
+                }
+                let message = format!(
+                    "{title} ({}) failed on {agent}: {reason}; {plan}",
+                    name.id.short()
+                );
+                tracing::info!(task = %name.id, batch = %self.id, "{message}");
+                brain.journal.write(Entry::Retry, &message, details(&plan));
+                self.graph.moved(task, instance, name, State::Retry);
+                self.retries.insert(name.id, (Instant::now(), name));
             }
             AfterFailure::Split { reason: plan } => {
                 let message = format!(
@@ -185,11 +216,19 @@ impl Batch {
                     continue;
                 };
                 let class = self.plan.tasks[task].class;
-                let next = claim::retry(&brain.rig, &self.id, class, &name)?;
+                let next = match self.raised_shape(brain, &name)? {
+                    // None, here and below: an earlier try moved it.
+                    Some(shape) => claim::retry_raised(&brain.rig, &self.id, class, &name, shape)?
+                        .unwrap_or_else(|| {
+                            let mut next = name.next_attempt(false);
+                            next.shape = shape;
+                            next
+                        }),
+                    None => claim::retry(&brain.rig, &self.id, class, &name)?
+                        .unwrap_or(name.next_attempt(true)),
+                };
                 self.retries.remove(&name.id);
                 self.changed = true;
-                // Gone: an earlier try moved it.
-                let next = next.unwrap_or(name.next_attempt(true));
                 self.graph.moved(task, instance, next, State::Released);
             }
         }
@@ -202,6 +241,18 @@ impl Batch {
             .map(|(at, _)| *at)
             .min()
             .filter(|_| !self.graph.is_held()))
+    }
+
+    /// The shape of the next attempt of a task whose last one ran out of GPU memory and is to get
+    /// more.
+    fn raised_shape(&self, brain: &Brain, name: &FileName) -> Result<Option<Shape>> {
+        let record = records::read(&brain.rig, &self.id, name.id, name.attempt)?;
+        let next = record
+            .and_then(|record| record.gpu_memory)
+            .and_then(|memory| memory.next);
+        let Some(need) = next else { return Ok(None) };
+        let spec = claim::peek(&brain.rig, Place::Retry(&self.id), name)?;
+        Ok(spec.map(|spec| spec.raised_shape(need)))
     }
 
     /// Each item of a failed group becomes a task of its own.
@@ -285,4 +336,18 @@ impl Batch {
         }
         Ok(())
     }
+}
+
+/// What tasks may use of each GPU that a task may run on, as its agent told last.
+fn budgets_mb(brain: &Brain, kind: FailureKind, on: &[String]) -> Vec<u64> {
+    if kind != FailureKind::OutOfMemory {
+        return Vec::new();
+    }
+    let gpus = brain.config.gpus.iter();
+    gpus.filter(|gpu| on.is_empty() || on.contains(&gpu.name))
+        .filter_map(|gpu| {
+            let beat = presence::heartbeat(&brain.rig, &gpu.name).ok().flatten()?;
+            Some(beat.gpu?.budget_mb)
+        })
+        .collect()
 }

@@ -2,6 +2,18 @@
 
 use super::*;
 
+/// Without wake-ups directories are read so often.
+const POLL_EVERY: Duration = Duration::from_secs(1);
+/// Reading them may take this part of the time: one in so many.
+const POLL_SHARE: u32 = 20;
+
+/// When directories are to be read again where nothing wakes the brain, after a reading that began
+/// then and is over now.
+pub(super) fn next_poll(began: Instant) -> Instant {
+    let now = Instant::now();
+    now + POLL_EVERY.max(now.saturating_duration_since(began) * POLL_SHARE)
+}
+
 impl Dispatcher {
     pub(super) fn take_in(&mut self, event: Event) {
         match event {
@@ -13,7 +25,11 @@ impl Dispatcher {
                 self.rescan = true;
             }
             Event::Wake(Wake::Failed(why)) => {
-                tracing::warn!("Watching failed: {why}; reading every directory again");
+                if !std::mem::replace(&mut self.brain.polling, true) {
+                    tracing::warn!(
+                        "Watching failed: {why}; directories are read every second instead"
+                    );
+                }
                 self.rescan = true;
             }
             Event::Wake(Wake::Added(path)) => self.changed(&path, true),

@@ -8,10 +8,11 @@ impl Placer {
         brain: &mut Context,
         view: &View,
         model: &str,
-        count: usize,
         eligible: Vec<String>,
+        predicted: Predicted,
         reason: &str,
     ) -> Result<()> {
+        let count = predicted.gpus - predicted.before;
         let demand = view.models.iter().find(|demand| demand.model == model);
         let queued = demand.map_or(0, |demand| demand.queued);
         let hot = view
@@ -41,27 +42,39 @@ impl Placer {
                    "task_seconds": demand.map(|demand| demand.task_seconds),
                    "measured": demand.is_some_and(|demand| demand.measured),
                    "slots": demand.map(|demand| demand.slots),
-                   "load_seconds": demand.map(|demand| demand.load_seconds)}),
+                   "load_seconds": demand.map(|demand| demand.load_seconds),
+                   "predicted": predicted}),
         );
+        let mut tasks = BTreeSet::new();
         let expires = Timestamp::now() + jiff::SignedDuration::from_secs(LOAD_EXPIRES_S);
         for _ in 0..count {
             let work = Work::LoadLlm {
                 model: model.to_owned(),
                 eligible: eligible.clone(),
+                lenders: Vec::new(),
                 expires,
             };
-            self.submit(
+            tasks.insert(self.submit(
                 brain,
                 "load_llm",
                 work,
                 Some(model.to_owned()),
                 eligible.clone(),
-            )?;
+            )?);
         }
+        let slots = demand.map_or(1, |demand| demand.slots);
+        self.gains.asked(brain, model, slots, predicted, tasks);
         Ok(())
     }
 
-    pub(super) fn unload(&mut self, brain: &mut Context, agent: &str, reason: &str) -> Result<()> {
+    /// `next` is the model that it makes room for.
+    pub(super) fn unload(
+        &mut self,
+        brain: &mut Context,
+        agent: &str,
+        next: Option<&str>,
+        reason: &str,
+    ) -> Result<()> {
         let asked = self
             .open
             .values()
@@ -74,12 +87,14 @@ impl Placer {
         brain.journal.write(
             Entry::ResourceDecision,
             &message,
-            json!({"agent": agent, "reason": reason}),
+            json!({"agent": agent, "next": next, "reason": reason}),
         );
         let work = Work::UnloadLlm {
             agent: agent.to_owned(),
+            next: next.map(str::to_owned),
         };
-        self.submit(brain, "unload_llm", work, None, vec![agent.to_owned()])
+        self.submit(brain, "unload_llm", work, None, vec![agent.to_owned()])?;
+        Ok(())
     }
 
     pub(super) fn submit(
@@ -89,7 +104,7 @@ impl Placer {
         work: Work,
         model: Option<String>,
         agents: Vec<String>,
-    ) -> Result<()> {
+    ) -> Result<TaskId> {
         let sequence = brain.sequence.take(1)?;
         let item = format!("brain-{sequence}");
         let spec = TaskSpec {
@@ -137,7 +152,7 @@ impl Placer {
             json!({"task_id": name.id, "task": task, "agents": agents}),
         );
         self.note(&name, &spec);
-        Ok(())
+        Ok(name.id)
     }
 
     /// Takes back loads that nobody has taken and that nothing needs any more, or that expired.
@@ -184,6 +199,7 @@ impl Placer {
                     json!({"task_id": id, "reason": why}),
                 );
                 self.open.remove(&id);
+                self.gains.came_to_nothing(id, &why);
             }
         }
         Ok(())
@@ -255,7 +271,9 @@ fn no_model(
         return "has had no heartbeat".to_owned();
     };
     match &beat.llm {
-        LlmBeat::Loading { model: held, since } if held == model => {
+        LlmBeat::Loading {
+            model: held, since, ..
+        } if held == model => {
             let loading = Timestamp::now().duration_since(*since).as_secs().max(0);
             // The two clocks need not agree: it cannot load for longer than it was asked to.
             return format!("loading for {}s", loading.min(asked.as_secs() as i64));

@@ -61,10 +61,8 @@ impl Placer {
                     self.waiting_since.insert(model.clone(), now);
                 }
                 let entry = brain.config.model(&model).ok();
-                let file_bytes = entry
-                    .and_then(|entry| entry.file())
-                    .and_then(|file| std::fs::metadata(file).ok())
-                    .map_or(0, |meta| meta.len());
+                let estimate = brain.catalogue.found(&model).estimate();
+                let file_bytes = estimate.map_or(0, |estimate| estimate.weights_mb << 20);
                 let load_prior = placement::LOAD_SECONDS_PRIOR
                     + file_bytes as f64 / placement::LOAD_BYTES_PER_SECOND_PRIOR;
                 Demand {
@@ -113,70 +111,14 @@ impl Placer {
         }
         View {
             models: demands,
-            agents: self.agents_view(brain, agents),
+            agents: self.agents_view(brain, agents, now),
             pending: self.pending(brain, agents),
             upcoming,
             scripts_queued,
             script_seconds,
             scripts_waiting_seconds,
+            splits: self.splits(brain, now),
         }
-    }
-
-    pub(super) fn agents_view(&self, brain: &Context, agents: &Agents) -> Vec<placement::Agent> {
-        let wall = Timestamp::now();
-        let mut views = Vec::new();
-        for gpu in &brain.config.gpus {
-            let Some(agent) = agents.get(&gpu.name) else {
-                continue;
-            };
-            let beat = agent.heartbeat.as_ref();
-            let unwritten = agent.unwritten();
-            let llm = beat.map_or(LlmBeat::Cold, |beat| beat.llm.clone());
-            let backing_off = match &llm {
-                LlmBeat::Failed { model, until, .. } if *until > wall => Some(model.clone()),
-                _ => None,
-            };
-            let budget = beat
-                .and_then(|beat| beat.gpu.as_ref())
-                .map(|gpu| gpu.budget_mb);
-            let cannot = brain
-                .config
-                .models
-                .iter()
-                .filter_map(|model| {
-                    let need = u64::from(model.vram_mb?);
-                    let have = budget?;
-                    (need > have).then(|| {
-                        (
-                            model.id.clone(),
-                            format!("vram_short (needs {need}MB, budget {have}MB)"),
-                        )
-                    })
-                })
-                .collect();
-            let blocked = |beat: &rigor_queue::heartbeat::Heartbeat| {
-                beat.verdicts.get(&Class::Script).is_some_and(|verdict| {
-                    matches!(verdict.code, Refusal::VramShort | Refusal::HoldingModel)
-                })
-            };
-            views.push(placement::Agent {
-                name: gpu.name.clone(),
-                // One that has not spoken yet cannot be counted on.
-                alive: agent.alive && beat.is_some(),
-                health: match beat {
-                    _ if unwritten.is_some() => Health::Quarantined,
-                    Some(beat) => beat.health,
-                    None => Health::Healthy,
-                },
-                health_reason: unwritten.or_else(|| beat.and_then(ailment)),
-                llm_running: beat.map_or(0, |beat| beat.llm_slots.0),
-                scripts_blocked: beat.is_some_and(blocked),
-                cannot,
-                backing_off,
-                llm,
-            });
-        }
-        views
     }
 
     /// Loads that no agent shows in its heartbeat yet.
@@ -223,24 +165,6 @@ fn takes_load(beat: &Heartbeat, model: &str, eligible: &[String]) -> bool {
     let backs_off = matches!(&beat.llm, LlmBeat::Failed { model: of, until, .. }
         if of == model && *until > Timestamp::now());
     healthy && !backs_off
-}
-
-/// Why an agent is not healthy, with the code: `thermal (84C >= 80C)`.
-fn ailment(beat: &Heartbeat) -> Option<String> {
-    let reason = beat.health_reason.clone()?;
-    let code = beat
-        .verdicts
-        .values()
-        .chain(&beat.idle)
-        .map(|verdict| verdict.code)
-        .find(|code| matches!(code, Refusal::Thermal | Refusal::Power));
-    Some(match (beat.health, code) {
-        (Health::Constrained, Some(code)) => format!("{} ({reason})", code.as_str()),
-        (Health::Constrained | Health::Quarantined, _) => {
-            format!("{} ({reason})", beat.health.as_str())
-        }
-        (Health::Healthy | Health::Paused | Health::Draining, _) => reason,
-    })
 }
 
 /// Every living agent that has judged these script tasks refuses them for want of memory, be it

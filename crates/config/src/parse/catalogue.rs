@@ -33,8 +33,8 @@ pub(super) fn model(section: &Section<'_, '_>, rig_dir: &Path, ids: &mut Unique)
         &[
             ("llama-server", RuntimeName::LlamaServer),
             ("command", RuntimeName::Command),
-            ("ollama", RuntimeName::Later),
-            ("vllm", RuntimeName::Later),
+            ("ollama", RuntimeName::Ollama),
+            ("vllm", RuntimeName::Vllm),
         ],
     );
     // Asked for in any case, so that they are known keys.
@@ -43,19 +43,20 @@ pub(super) fn model(section: &Section<'_, '_>, rig_dir: &Path, ids: &mut Unique)
         .map(|file| rig_dir.join(file));
     let command = section.text("command", "my-server --port {PORT} --model {FILE}");
     let url = section.text("url", "http://127.0.0.1:{PORT}");
+    let reference = section.text("reference", "qwen2.5:7b");
     let args = section.texts("args");
+    let given = Given {
+        file: file.is_some(),
+        command: command.is_some(),
+        url: url.is_some(),
+        reference: reference.is_some(),
+        args: !args.is_empty(),
+    };
+    if let Some(runtime) = runtime {
+        refuse_foreign_keys(section, runtime, given);
+    }
     let serving = match runtime {
         Some(RuntimeName::LlamaServer) => {
-            for (key, given) in [("command", command.is_some()), ("url", url.is_some())] {
-                if given {
-                    section.problem(
-                        key,
-                        format!(
-                            "`{key}` is for runtime = \"command\": remove it, or change `runtime`"
-                        ),
-                    );
-                }
-            }
             section.require("file", "\"models/qwen2.5-7b-q4_k_m.gguf\"");
             file.map(|file| Serving::LlamaServer { file })
         }
@@ -63,9 +64,15 @@ pub(super) fn model(section: &Section<'_, '_>, rig_dir: &Path, ids: &mut Unique)
             section.require("command", "\"my-server --port {PORT} --model {FILE}\"");
             command.and_then(|command| serving_command(section, &command, &args, url, file))
         }
-        Some(RuntimeName::Later) => {
-            section.problem("runtime", "this runtime is not supported yet: use \"llama-server\", or \"command\" with a `command` that serves the OpenAI API on {PORT}");
-            None
+        // Its own name for the model is most often the id already.
+        Some(RuntimeName::Ollama) => reference
+            .or_else(|| id.clone())
+            .map(|reference| Serving::Ollama { reference }),
+        Some(RuntimeName::Vllm) => {
+            section.require("reference", "\"Qwen/Qwen2.5-7B-Instruct\"");
+            reference.map(|reference| Serving::Vllm {
+                reference: name_or_directory(reference, rig_dir),
+            })
         }
         None => {
             section.require("runtime", "\"llama-server\"");
@@ -80,9 +87,12 @@ pub(super) fn model(section: &Section<'_, '_>, rig_dir: &Path, ids: &mut Unique)
         section.number("tier", 0..=1000, "tier").unwrap_or(0),
         section.number("vram_mb", 1..=u32::MAX, "MB"),
         section.duration("load_timeout"),
+        section
+            .number("split_gpu", 2..=SPLIT_MAX, "GPUs; without it one")
+            .unwrap_or(1),
     );
     section.refuse_unknown_keys();
-    let (slots, context, tier, vram_mb, load_timeout) = model;
+    let (slots, context, tier, vram_mb, load_timeout, split_gpu) = model;
     Some(Model {
         id: id?,
         kind,
@@ -94,15 +104,92 @@ pub(super) fn model(section: &Section<'_, '_>, rig_dir: &Path, ids: &mut Unique)
         tier,
         vram_mb,
         load_timeout,
+        split_gpu,
     })
 }
+
+/// The GPUs of the largest rig that this is for.
+const SPLIT_MAX: u32 = 8;
 
 /// Runtimes that rig.toml may name.
 #[derive(Clone, Copy)]
 enum RuntimeName {
     LlamaServer,
     Command,
-    Later,
+    Ollama,
+    Vllm,
+}
+
+/// Which of the keys that only some runtimes have are there.
+#[derive(Clone, Copy)]
+struct Given {
+    file: bool,
+    command: bool,
+    url: bool,
+    reference: bool,
+    args: bool,
+}
+
+/// Notes the keys that mean nothing to `runtime`.
+fn refuse_foreign_keys(section: &Section<'_, '_>, runtime: RuntimeName, given: Given) {
+    use RuntimeName::{Command, LlamaServer, Ollama, Vllm};
+    let foreign: &[(&'static str, bool, &str)] = match runtime {
+        LlamaServer => &[
+            ("command", given.command, "is for runtime = \"command\""),
+            ("url", given.url, "is for runtime = \"command\""),
+            (
+                "reference",
+                given.reference,
+                "is for \"ollama\" and \"vllm\"; llama-server has a `file`",
+            ),
+        ],
+        Command => &[(
+            "reference",
+            given.reference,
+            "is for \"ollama\" and \"vllm\"; write the name into `command`",
+        )],
+        Ollama => &[
+            ("command", given.command, "is for runtime = \"command\""),
+            ("url", given.url, "is for runtime = \"command\""),
+            (
+                "file",
+                given.file,
+                "is not for \"ollama\", which has its own store: make a tag of it with `ollama create`",
+            ),
+            (
+                "args",
+                given.args,
+                "is not for \"ollama\", whose server takes none: use `env`",
+            ),
+        ],
+        Vllm => &[
+            ("command", given.command, "is for runtime = \"command\""),
+            ("url", given.url, "is for runtime = \"command\""),
+            (
+                "file",
+                given.file,
+                "is not for \"vllm\": name the model or its directory in `reference`",
+            ),
+        ],
+    };
+    for (key, is_given, why) in foreign {
+        if *is_given {
+            section.problem(
+                key,
+                format!("`{key}` {why}: remove it, or change `runtime`"),
+            );
+        }
+    }
+}
+
+/// A directory is written as a path that begins with `/`, `./` or `../`, the latter two from the
+/// rig's directory; everything else is a name on the model hub.
+fn name_or_directory(reference: String, rig_dir: &Path) -> String {
+    if reference.starts_with("./") || reference.starts_with("../") {
+        rig_dir.join(reference).to_string_lossy().into_owned()
+    } else {
+        reference
+    }
 }
 
 fn serving_command(

@@ -9,7 +9,7 @@ use rigor_queue::task::{Class, Prompt, PromptPart, TooLong, Vram, Work};
 use crate::rig::TestRig;
 
 /// A server of the OpenAI API that answers every prompt alike.
-const SERVER: &str = r#"
+pub(crate) const SERVER: &str = r#"
 import http.server, json, os, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def reply(self, body):
@@ -44,6 +44,7 @@ pub(crate) fn load(eligible: &[&str]) -> Work {
     Work::LoadLlm {
         model: "m".into(),
         eligible: eligible.iter().map(|name| (*name).to_owned()).collect(),
+        lenders: Vec::new(),
         expires: Timestamp::now() + SignedDuration::from_mins(10),
     }
 }
@@ -156,6 +157,7 @@ fn a_model_is_loaded_serves_and_is_unloaded() {
         "unload",
         Work::UnloadLlm {
             agent: "gpu-1".into(),
+            next: None,
         },
     );
     rig.wait("the unload", || rig.count(Place::Complete(RIG_BATCH)) == 2);

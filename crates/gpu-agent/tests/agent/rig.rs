@@ -26,6 +26,27 @@ pub(crate) struct TestRig {
     dir: tempfile::TempDir,
     pub(crate) rig: Rig,
     pub(crate) state: State,
+    /// Of the stand-in runtime's files, removed with the rig.
+    folder: std::cell::OnceCell<PathBuf>,
+}
+
+/// Agents that tests kill leave their runtimes to a successor; after the last there is none.
+impl Drop for TestRig {
+    fn drop(&mut self) {
+        for agent in self.rig.agents().unwrap_or_default() {
+            let manifest = self
+                .rig
+                .agent_dir(&agent)
+                .join(rigor_runtime::MANIFEST_NAME);
+            let pids = rigor_runtime::orphan(&manifest).map_or(Vec::new(), |(_, pids)| pids);
+            for pid in pids.into_iter().filter_map(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        if let Some(folder) = self.folder.get() {
+            let _ = fs::remove_dir_all(folder);
+        }
+    }
 }
 
 impl TestRig {
@@ -64,7 +85,20 @@ impl TestRig {
         }
         text += extra;
         fs::write(root.join("rig.toml"), text).expect("write rig.toml");
-        TestRig { dir, rig, state }
+        TestRig {
+            dir,
+            rig,
+            state,
+            folder: std::cell::OnceCell::new(),
+        }
+    }
+
+    pub(crate) fn set_folder(&self, folder: PathBuf) {
+        self.folder.set(folder).expect("it has none yet");
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.get().expect("it has one")
     }
 
     pub(crate) fn root(&self) -> &Path {

@@ -126,18 +126,20 @@ pub(super) fn model_moves(candidate: &Candidate, llm: &LlmState) -> Verdict {
     verdict(Refusal::HoldingModel, detail)
 }
 
-pub(super) fn script_slots(state: &AgentState, used: u32, limit: u32) -> Verdict {
-    let detail = format!("{used}/{limit}{}", takers(state, &[Class::Script]));
-    verdict(Refusal::SlotsFull, detail)
+pub(super) fn script_slots(state: &AgentState, gpu: &GpuState, slots: u32) -> Verdict {
+    slots_full(state, gpu.scripts, slots, gpu.slots(slots), Class::Script)
 }
 
-pub(super) fn llm_slots(state: &AgentState, slots: Slots) -> Verdict {
-    let detail = format!(
-        "{}/{}{}",
-        slots.used,
-        slots.total,
-        takers(state, &[Class::Llm])
-    );
+pub(super) fn llm_slots(state: &AgentState, slots: Slots, allowed: u32) -> Verdict {
+    slots_full(state, slots.used, slots.total, allowed, Class::Llm)
+}
+
+fn slots_full(state: &AgentState, used: u32, total: u32, allowed: u32, class: Class) -> Verdict {
+    let mut detail = format!("{used}/{allowed}{}", takers(state, &[class]));
+    let near = state.gpu.as_ref().and_then(|gpu| gpu.near_limit.as_ref());
+    if let Some(near) = near.filter(|_| allowed < total) {
+        detail.push_str(&format!("; {allowed} of {total} slots while {near}"));
+    }
     verdict(Refusal::SlotsFull, detail)
 }
 
@@ -213,6 +215,11 @@ pub(super) fn vram(
         }
         VramNeed::Mb(_) | VramNeed::Alone => {}
     }
+    if let Some(settling) = &gpu.settling {
+        detail.push_str(&format!(
+            "; the memory of {settling}, which has ended, is not seen to be back yet"
+        ));
+    }
     if let Some(alone) = &gpu.alone {
         detail.push_str(&format!(
             "; {alone} runs alone until its memory is measured"
@@ -248,7 +255,7 @@ pub(super) fn not_loaded(
                 format!("{what}; {}", llm_words(&state.llm)),
             )
         }
-        LlmState::Cold | LlmState::Hot { .. } => {
+        LlmState::Cold | LlmState::Hot { .. } | LlmState::Lent { .. } => {
             let name = model.or(state.default_model.as_deref());
             match state
                 .failed_loads
@@ -293,7 +300,7 @@ pub(super) fn reserved(candidate: &Candidate) -> String {
             ..
         } => "a GPU to itself".to_owned(),
         Needs::Cpu { cpus } => format!("{cpus} CPU slots"),
-        Needs::Load { model, .. } => format!("room for {model}"),
+        Needs::Load { model, .. } | Needs::Lend { model, .. } => format!("room for {model}"),
         Needs::Contended | Needs::Elsewhere { .. } | Needs::Llm { .. } | Needs::Unload { .. } => {
             "room".to_owned()
         }
@@ -327,6 +334,7 @@ fn llm_words(llm: &LlmState) -> String {
         LlmState::Cold => "no model is loaded".to_owned(),
         LlmState::Loading { model, for_s } => format!("{model} is loading for {}", span_s(*for_s)),
         LlmState::Hot { model, .. } => format!("{model} is loaded"),
+        LlmState::Lent { model, to } => format!("the GPU is lent to {to} for {model}"),
         LlmState::Draining { model } => format!("{model} is draining"),
         LlmState::Unloading { model } => format!("{model} is unloading"),
     }

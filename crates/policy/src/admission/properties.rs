@@ -18,6 +18,12 @@ fn any_llm() -> impl Strategy<Value = LlmState> {
                 total: 4
             }
         }),
+        (model(), prop::sample::select(vec!["gpu-1", "gpu-2"])).prop_map(|(model, to)| {
+            LlmState::Lent {
+                model,
+                to: to.to_owned(),
+            }
+        }),
         model().prop_map(|model| LlmState::Draining { model }),
         model().prop_map(|model| LlmState::Unloading { model }),
     ]
@@ -31,7 +37,14 @@ fn any_state() -> impl Strategy<Value = AgentState> {
         Health::Draining,
         Health::Quarantined,
     ]);
-    let gpu = prop::option::of((0u64..6000, 0u64..6000, 0u32..3, prop::option::of(1u32..3)));
+    let gpu = prop::option::of((
+        0u64..6000,
+        0u64..6000,
+        0u32..3,
+        prop::option::of(1u32..3),
+        any::<bool>(),
+        any::<bool>(),
+    ));
     (health, any_llm(), 0u32..5, gpu).prop_map(|(health, llm, used, gpu)| AgentState {
         health,
         llm: if gpu.is_some() { llm } else { LlmState::Cold },
@@ -40,7 +53,7 @@ fn any_state() -> impl Strategy<Value = AgentState> {
             total: 4,
         },
         gpu: gpu.map(
-            |(available_mb, leased_mb, scripts, script_slots)| GpuState {
+            |(available_mb, leased_mb, scripts, script_slots, settling, near)| GpuState {
                 budget_mb: available_mb + leased_mb,
                 available_mb,
                 leased_mb,
@@ -48,6 +61,8 @@ fn any_state() -> impl Strategy<Value = AgentState> {
                 script_slots,
                 alone: None,
                 foreign: None,
+                settling: settling.then(|| "e1".to_owned()),
+                near_limit: near.then(|| "78C is within 5C of the limit 80C".to_owned()),
             },
         ),
         ailment: (health != Health::Healthy).then(|| Verdict {
@@ -77,6 +92,24 @@ fn any_candidate() -> impl Strategy<Value = Candidate> {
                 Needs::Load {
                     model,
                     eligible,
+                    expired,
+                    vram,
+                },
+            )
+        }),
+        (model(), any::<bool>(), any::<bool>(), vram()).prop_map(|(model, me, expired, vram)| {
+            let (agent, to) = if me {
+                ("gpu-1", "gpu-2")
+            } else {
+                ("gpu-2", "gpu-1")
+            };
+            let (agent, to) = (agent.to_owned(), to.to_owned());
+            (
+                Class::Meta,
+                Needs::Lend {
+                    agent,
+                    to,
+                    model,
                     expired,
                     vram,
                 },
@@ -116,7 +149,7 @@ proptest! {
         let available = state.gpu.as_ref().map_or(0, |gpu| gpu.available_mb);
         let fits = |vram: VramNeed| match vram {
             VramNeed::Mb(mb) => mb <= available,
-            VramNeed::Alone => state.gpu.as_ref().is_some_and(|gpu| gpu.leased_mb == 0 && gpu.scripts == 0),
+            VramNeed::Alone => state.gpu.as_ref().is_some_and(|gpu| gpu.leased_mb == 0 && gpu.scripts == 0 && gpu.settling.is_none()),
         };
         if let Some(at) = decision.admit {
             match &candidates[at].needs {
@@ -127,9 +160,15 @@ proptest! {
                     prop_assert_eq!(state.health, Health::Healthy);
                     let gpu = state.gpu.as_ref().unwrap();
                     prop_assert!(gpu.script_slots.is_none_or(|limit| gpu.scripts < limit));
+                    let most = gpu.script_slots.unwrap_or(state.cpu.total) / 2;
+                    prop_assert!(gpu.near_limit.is_none() || gpu.scripts < most.max(1));
                 }
                 Needs::Llm { .. } => match &state.llm {
-                    LlmState::Hot { slots, .. } => prop_assert!(slots.used < slots.total),
+                    LlmState::Hot { slots, .. } => {
+                        let near = state.gpu.as_ref().is_some_and(|gpu| gpu.near_limit.is_some());
+                        let allowed = if near { (slots.total / 2).max(1) } else { slots.total };
+                        prop_assert!(slots.used < allowed);
+                    }
                     other => prop_assert!(false, "an llm task with {other:?}"),
                 },
                 Needs::Load { model, vram, eligible, expired } => {
@@ -140,7 +179,20 @@ proptest! {
                         LlmState::Hot { model: loaded, .. } => {
                             prop_assert!(loaded == model && eligible.len() == 1);
                         }
+                        // Its memory is leased.
+                        LlmState::Lent { model: of, to } => {
+                            prop_assert!(of == model && *to == state.name);
+                        }
                         other => prop_assert!(false, "a load with {other:?}"),
+                    }
+                }
+                Needs::Lend { agent, to, model, expired, vram } => {
+                    prop_assert!(!expired && *agent == state.name);
+                    prop_assert_eq!(state.health, Health::Healthy);
+                    match &state.llm {
+                        LlmState::Cold => prop_assert!(fits(*vram)),
+                        LlmState::Lent { model: of, to: whom } => prop_assert!(of == model && whom == to),
+                        other => prop_assert!(false, "a lend with {other:?}"),
                     }
                 }
                 Needs::Unload { agent } => prop_assert_eq!(agent, &state.name),

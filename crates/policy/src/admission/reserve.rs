@@ -20,7 +20,7 @@ impl Reservation {
         let (memory, cpus) = match candidate.needs {
             Needs::Cpu { .. } => (false, true),
             Needs::Script { .. } => (true, true),
-            Needs::Load { .. } => (true, false),
+            Needs::Load { .. } | Needs::Lend { .. } => (true, false),
             Needs::Contended
             | Needs::Elsewhere { .. }
             | Needs::Llm { .. }
@@ -80,7 +80,7 @@ fn could_ever_fit(state: &AgentState, needs: &Needs) -> bool {
     match needs {
         Needs::Cpu { cpus } => *cpus <= state.cpu.total,
         Needs::Script { cpus, vram } => *cpus <= state.cpu.total && memory(*vram),
-        Needs::Load { vram, .. } => memory(*vram),
+        Needs::Load { vram, .. } | Needs::Lend { vram, .. } => memory(*vram),
         Needs::Contended | Needs::Elsewhere { .. } | Needs::Llm { .. } | Needs::Unload { .. } => {
             false
         }

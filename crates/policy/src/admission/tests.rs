@@ -559,3 +559,190 @@ fn every_code_is_reached() {
         assert!(source.contains(&format!("Refusal::{code}")), "{code}");
     }
 }
+
+#[test]
+fn close_to_a_limit_half_of_the_slots_are_used_and_the_refusal_says_why() {
+    let mut state = hot(2);
+    let LlmState::Hot { slots, .. } = &mut state.llm else {
+        panic!()
+    };
+    slots.total = 4;
+    let llm = Candidate {
+        class: Class::Llm,
+        count: 7,
+        needs: Needs::Llm {
+            model: None,
+            min_tier: None,
+        },
+        passed_over_s: 0,
+    };
+    assert_eq!(decide(&state, std::slice::from_ref(&llm)).admit, Some(0));
+    let near = Some("78C is within 5C of the limit 80C".to_owned());
+    state.gpu.as_mut().unwrap().near_limit = near.clone();
+    let verdict = &decide(&state, std::slice::from_ref(&llm)).verdicts[&Class::Llm];
+    assert_eq!(verdict.code, Refusal::SlotsFull);
+    assert_eq!(
+        verdict.detail,
+        "2/2 (a1b2c3d0 for 12m, a1b2c3d1 for 12m); 2 of 4 slots while 78C is within 5C of the limit 80C"
+    );
+
+    let mut state = self::state();
+    let script = Candidate {
+        class: Class::Script,
+        needs: Needs::Script {
+            cpus: 1,
+            vram: VramNeed::Mb(10),
+        },
+        ..llm
+    };
+    let gpu = state.gpu.as_mut().unwrap();
+    (gpu.near_limit, gpu.scripts) = (near, 1);
+    assert_eq!(
+        decide(&state, std::slice::from_ref(&script)).admit,
+        Some(0),
+        "half of 4 CPU slots"
+    );
+    state.gpu.as_mut().unwrap().scripts = 2;
+    let verdict = &decide(&state, std::slice::from_ref(&script)).verdicts[&Class::Script];
+    assert_eq!(
+        verdict.detail,
+        "2/2; 2 of 4 slots while 78C is within 5C of the limit 80C"
+    );
+    let gpu = state.gpu.as_mut().unwrap();
+    (gpu.scripts, gpu.script_slots) = (0, Some(1));
+    assert_eq!(
+        decide(&state, std::slice::from_ref(&script)).admit,
+        Some(0),
+        "one at least"
+    );
+}
+
+#[test]
+fn what_is_to_be_measured_waits_until_ended_memory_is_back() {
+    let mut state = state();
+    state.gpu.as_mut().unwrap().settling = Some("e1e2e3e4".into());
+    let script = |vram| Candidate {
+        class: Class::Script,
+        count: 1,
+        needs: Needs::Script { cpus: 1, vram },
+        passed_over_s: 0,
+    };
+    let load = Candidate {
+        class: Class::Meta,
+        needs: Needs::Load {
+            model: "m".into(),
+            eligible: vec!["gpu-1".into()],
+            expired: false,
+            vram: VramNeed::Mb(10),
+        },
+        ..script(VramNeed::Alone)
+    };
+    let candidates = [script(VramNeed::Alone), load, script(VramNeed::Mb(4915))];
+    let decision = decide(&state, &candidates);
+    assert_eq!(
+        decision.admit,
+        Some(2),
+        "a known need is counted, not measured"
+    );
+    for refused in &decision.refusals[..2] {
+        let refused = refused.as_ref().unwrap();
+        assert_eq!(refused.code, Refusal::VramShort);
+        assert!(
+            refused
+                .detail
+                .contains("the memory of e1e2e3e4, which has ended, is not seen to be back yet"),
+            "{}",
+            refused.detail
+        );
+    }
+}
+
+fn lend(agent: &str, to: &str, model: &str, mb: u64) -> Candidate {
+    let needs = Needs::Lend {
+        agent: agent.into(),
+        to: to.into(),
+        model: model.into(),
+        expired: false,
+        vram: VramNeed::Mb(mb),
+    };
+    candidate(Class::Meta, 1, needs)
+}
+
+#[test]
+fn a_gpu_is_lent_by_a_cold_agent_with_room_and_by_no_other() {
+    let mine = lend("gpu-1", "gpu-2", "big", 4000);
+    admits(&state(), std::slice::from_ref(&mine), Class::Meta);
+    let other = lend("gpu-3", "gpu-2", "big", 4000);
+    let refusal = "lend_gpu is for gpu-3";
+    refuses(&state(), &other, Refusal::NoSuitableClass, refusal);
+    let mut short = state();
+    short.gpu.as_mut().unwrap().available_mb = 3000;
+    let detail = "load of big needs 4000MB, have 3000MB of 4915MB, short by 1000MB";
+    refuses(&short, &mine, Refusal::VramShort, detail);
+    let held = "load of big needs a cold GPU, qwen2.5:7b is loaded";
+    refuses(&hot(0), &mine, Refusal::WrongModel, held);
+    let paused = ailing(Health::Paused, Refusal::Paused, "by an operator");
+    refuses(&paused, &mine, Refusal::Paused, "by an operator");
+    let mut late = mine.clone();
+    if let Needs::Lend { expired, .. } = &mut late.needs {
+        *expired = true;
+    }
+    let past = "load of big is past its time";
+    refuses(&state(), &late, Refusal::NoSuitableClass, past);
+    // Like a load, it keeps later scripts off the memory that it waits for.
+    let waiting = Candidate {
+        passed_over_s: RESERVE_AFTER_S,
+        ..mine
+    };
+    let decision = decide(&short, &[waiting, script(VramNeed::Mb(1000))]);
+    assert_eq!(decision.admit, None);
+    assert!(
+        decision.verdicts[&Class::Script]
+            .detail
+            .contains("room for big")
+    );
+}
+
+#[test]
+fn a_lent_gpu_serves_nobody_else_and_names_who_has_it() {
+    let lent = |to: &str| AgentState {
+        llm: LlmState::Lent {
+            model: "big".into(),
+            to: to.into(),
+        },
+        ..state()
+    };
+    admits(&lent("gpu-2"), &all(), Class::Cpu);
+    let waits = "script:3 wait: the GPU is lent to gpu-2 for big";
+    let small = script(VramNeed::Mb(1));
+    refuses(&lent("gpu-2"), &small, Refusal::HoldingModel, waits);
+    let waits = "llm:125 wait: the GPU is lent to gpu-2, which runs big";
+    refuses(
+        &lent("gpu-2"),
+        &llm(Some("big")),
+        Refusal::ModelNotLoaded,
+        waits,
+    );
+    let occupied = "load of x needs a cold GPU, this one is lent to gpu-2 for big";
+    let single = load("x", &["gpu-1"]);
+    refuses(&lent("gpu-2"), &single, Refusal::WrongModel, occupied);
+    // Its own load over several, and the end of it.
+    admits(&lent("gpu-1"), &[load("big", &["gpu-1"])], Class::Meta);
+    let unload = Needs::Unload {
+        agent: "gpu-1".into(),
+    };
+    admits(
+        &lent("gpu-2"),
+        &[candidate(Class::Meta, 1, unload)],
+        Class::Meta,
+    );
+    // Asked again, it says so.
+    admits(
+        &lent("gpu-2"),
+        &[lend("gpu-1", "gpu-2", "big", 9999)],
+        Class::Meta,
+    );
+    let taken = lend("gpu-1", "gpu-3", "huge", 1);
+    let occupied = "load of huge needs a cold GPU, this one is lent to gpu-2 for big";
+    refuses(&lent("gpu-2"), &taken, Refusal::WrongModel, occupied);
+}

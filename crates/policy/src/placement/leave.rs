@@ -1,57 +1,52 @@
 //! Models that leave: for another model, or for scripts.
 
-use rigor_queue::heartbeat::{Health, LlmBeat};
+use rigor_queue::heartbeat::LlmBeat;
 
-use super::{Agent, Decision, Demand, STARVED_AFTER_LOADS, View, obstacle, useful};
+use super::{Agent, Decision, Demand, STARVED_AFTER_LOADS, View, obstacle, room, useful};
 use crate::span::estimate;
 
 /// Takes an agent whose model nothing needs, if one more GPU pays although that model has to be
-/// unloaded first, and loaded again where the next stage needs it.
-pub(super) fn replace(view: &View, demand: &Demand, now: usize) -> Option<Decision> {
-    let leaving = |agent: &Agent| {
-        matches!(
-            agent.llm,
-            LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
-        )
-    };
+/// unloaded first, and loaded again where the next stage needs it, and if scripts leave that GPU
+/// to it then.
+pub(super) fn replace(
+    view: &View,
+    demand: &Demand,
+    now: usize,
+    so_far: &[Decision],
+) -> Option<Decision> {
     // One at a time: what is on its way out will be cold soon.
     if view
         .agents
         .iter()
-        .any(|agent| agent.alive && leaving(agent))
+        .any(|agent| agent.alive && (is_leaving(agent) || is_freed(agent, so_far)))
     {
         return None;
     }
-    let holder = view.agents.iter().find_map(|agent| {
+    if room(view, demand, 1, now).0 == 0 {
+        return None;
+    }
+    let holders = view.agents.iter().filter_map(|agent| {
         let LlmBeat::Hot { model, .. } = &agent.llm else {
             return None;
         };
-        let unneeded = view
-            .models
-            .iter()
-            .all(|of| of.model != *model || of.queued == 0);
-        let free = agent.alive
-            && agent.health == Health::Healthy
+        let free = agent.could_hold(&demand.model)
             && agent.llm_running == 0
             && *model != demand.model
-            && agent.cannot.iter().all(|(of, _)| *of != demand.model);
-        (unneeded && free).then_some((agent, model))
+            && queued(view, model) == 0;
+        let loads = if view.upcoming.contains(model) {
+            2.0
+        } else {
+            1.0
+        };
+        free.then(|| (agent, model, loads * agent.load_seconds(demand)))
     });
-    let (agent, model) = holder?;
-    let loads = if view.upcoming.contains(model) {
-        2.0
-    } else {
-        1.0
-    };
-    let costs = Demand {
-        load_seconds: demand.load_seconds * loads,
-        ..demand.clone()
-    };
-    if useful(&costs, now, now + 1).0 == now {
+    let (agent, model, costs) = holders.min_by(|a, b| a.2.total_cmp(&b.2))?;
+    if useful(demand, now, &[costs]).0 == now {
         return None;
     }
     Some(Decision::Unload {
         agent: agent.name.clone(),
+        next: Some(demand.model.clone()),
         reason: format!(
             "nothing is queued for {model}, and {} tasks for {} are {} of work on {now}",
             demand.queued,
@@ -62,47 +57,47 @@ pub(super) fn replace(view: &View, demand: &Demand, now: usize) -> Option<Decisi
 }
 
 /// Nobody is free for a model that nobody holds: take an agent whose model is not needed, or, when
-/// the work has waited long, one whose model is.
-pub(super) fn make_room(view: &View, demand: &Demand) -> Decision {
-    let coming = view.agents.iter().find(|agent| {
-        agent.alive
-            && agent.health == Health::Healthy
-            && agent.cannot.iter().all(|(of, _)| *of != demand.model)
-            && matches!(
-                agent.llm,
-                LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
-            )
-    });
-    // One at a time, or a single task would empty every GPU while the first one drains.
-    if let Some(agent) = coming {
-        return Decision::Keep {
-            model: demand.model.clone(),
-            reason: format!("{} is being freed for it", agent.name),
-        };
-    }
-    let could = |agent: &&Agent| {
-        agent.alive
-            // One that is too hot would give its model away and could not load another.
-            && agent.health == Health::Healthy
-            && matches!(&agent.llm, LlmBeat::Hot { model, .. } if *model != demand.model)
-            && !agent.cannot.iter().any(|(of, _)| *of == demand.model)
+/// the work has waited long, one whose model is. `taken` are agents that will load another model,
+/// with it.
+pub(super) fn make_room(
+    view: &View,
+    demand: &Demand,
+    so_far: &[Decision],
+    taken: &[(&str, &str)],
+) -> Decision {
+    let keep = |reason: String| Decision::Keep {
+        model: demand.model.clone(),
+        reason,
     };
-    let needed = |agent: &Agent| {
-        let held = agent.llm.model();
-        view.models
-            .iter()
-            .find(|other| Some(other.model.as_str()) == held)
-            .map_or(0, |d| d.queued)
-    };
-    let starved = demand.waiting_seconds > STARVED_AFTER_LOADS * demand.load_seconds;
-    let candidate = view
+    let could: Vec<&Agent> = view
         .agents
         .iter()
-        .filter(could)
-        .min_by_key(|agent| (needed(agent), agent.llm_running, agent.name.clone()));
-    match candidate {
-        Some(agent) if needed(agent) == 0 || starved => Decision::Unload {
+        .filter(|agent| agent.could_hold(&demand.model))
+        .collect();
+    // One at a time, or a single task would empty every GPU while the first one drains.
+    let leaves = |agent: &&&Agent| is_leaving(agent) || is_freed(agent, so_far);
+    if let Some(agent) = could.iter().find(leaves) {
+        return keep(format!("{} is being freed", agent.name));
+    }
+    let needed = |agent: &Agent| agent.llm.model().map_or(0, |model| queued(view, model));
+    let comes_back = |agent: &Agent| {
+        let held = agent.llm.model();
+        held.is_some_and(|model| view.upcoming.contains(model))
+    };
+    let holds_another = |agent: &&&Agent| matches!(&agent.llm, LlmBeat::Hot { model, .. } if *model != demand.model);
+    let candidate = could
+        .iter()
+        .filter(holds_another)
+        .filter(|agent| needed(agent) == 0 || (demand.starves() && agent.resides_for().is_none()))
+        .min_by_key(|agent| {
+            let running = agent.llm_running;
+            (needed(agent), comes_back(agent), running, &agent.name)
+        });
+    // What scripts would take then is not freed for it.
+    if let Some(agent) = candidate.filter(|_| room(view, demand, 1, 0).0 > 0) {
+        return Decision::Unload {
             agent: agent.name.clone(),
+            next: Some(demand.model.clone()),
             reason: format!(
                 "{} tasks wait for {} and no agent is free; {} has {} queued tasks for {}",
                 demand.queued,
@@ -111,34 +106,97 @@ pub(super) fn make_room(view: &View, demand: &Demand) -> Decision {
                 needed(agent),
                 agent.llm.model().unwrap_or("its model"),
             ),
+        };
+    }
+    let waits: Vec<String> = could
+        .iter()
+        .filter_map(|agent| waits_for(view, demand, agent, taken))
+        .collect();
+    if !waits.is_empty() {
+        let turn = match demand.turn_in_seconds() {
+            0.0 => "its turn is next".to_owned(),
+            seconds => format!("at most {} until its turn", estimate(seconds)),
+        };
+        return keep(format!("waits for {} ({turn})", waits.join(" or ")));
+    }
+    let why: Vec<String> = view
+        .agents
+        .iter()
+        .filter_map(|agent| {
+            let why = obstacle(agent, &demand.model)?;
+            Some(format!("{} {why}", agent.name))
+        })
+        .collect();
+    Decision::Stranded {
+        model: demand.model.clone(),
+        reason: if why.is_empty() {
+            "there is no agent with a GPU".to_owned()
+        } else {
+            why.join(", ")
         },
-        _ => {
-            let why: Vec<String> = view
-                .agents
-                .iter()
-                .map(|agent| {
-                    let why = obstacle(agent, &demand.model).unwrap_or_else(|| {
-                        match view.pending.first() {
-                            Some(load) => format!("about to load {}", load.model),
-                            None if view.scripts_queued == 0 => {
-                                "is to load another model".to_owned()
-                            }
-                            None => format!("kept for {} queued script tasks", view.scripts_queued),
-                        }
-                    });
-                    format!("{} {why}", agent.name)
-                })
-                .collect();
-            Decision::Stranded {
-                model: demand.model.clone(),
-                reason: if why.is_empty() {
-                    "there is no agent with a GPU".to_owned()
-                } else {
-                    why.join(", ")
-                },
+    }
+}
+
+/// What an agent that could hold the model does first: `gpu-1, which has 50 tasks for a`.
+fn waits_for(
+    view: &View,
+    demand: &Demand,
+    agent: &Agent,
+    taken: &[(&str, &str)],
+) -> Option<String> {
+    let name = &agent.name;
+    let words = match &agent.llm {
+        LlmBeat::Hot { model, .. } | LlmBeat::Loading { model, .. } => {
+            let tasks = queued(view, model);
+            match agent.resides_for() {
+                Some(seconds) if demand.starves() && tasks > 0 => format!(
+                    "{name}, which has just loaded {model} and keeps it for {} yet",
+                    estimate(seconds)
+                ),
+                _ if tasks == 0 && view.scripts_queued > 0 => format!(
+                    "{name}, which is kept for {} queued script tasks",
+                    view.scripts_queued
+                ),
+                _ => format!("{name}, which has {tasks} tasks for {model}"),
             }
         }
-    }
+        LlmBeat::Lent { model, to, .. } => {
+            format!("{name}, which lends its GPU to {to} for {model}")
+        }
+        LlmBeat::Cold | LlmBeat::Failed { .. } => {
+            let given = taken.iter().find(|(taker, _)| taker == name);
+            let asked = || view.pending.first().map(|load| load.model.as_str());
+            match given.map(|(_, model)| *model).or_else(asked) {
+                Some(model) => format!("{name}, which is to load {model}"),
+                None => format!(
+                    "{name}, which is kept for {} queued script tasks",
+                    view.scripts_queued
+                ),
+            }
+        }
+        // It is being freed, which was looked at before.
+        LlmBeat::Draining { .. } | LlmBeat::Unloading { .. } => return None,
+    };
+    Some(words)
+}
+
+pub(super) fn queued(view: &View, model: &str) -> usize {
+    let demand = view.models.iter().find(|demand| demand.model == model);
+    demand.map_or(0, |demand| demand.queued)
+}
+
+pub(super) fn is_leaving(agent: &Agent) -> bool {
+    matches!(
+        agent.llm,
+        LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
+    )
+}
+
+/// It was just decided to free it.
+fn is_freed(agent: &Agent, so_far: &[Decision]) -> bool {
+    so_far
+        .iter()
+        .any(|decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name))
 }
 
 /// Frees models that keep queued scripts out: those that nothing needs, and, when scripts have
@@ -148,11 +206,7 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
     if view.scripts_queued == 0 {
         return Vec::new();
     }
-    let unloading = |agent: &Agent| {
-        so_far.iter().any(
-            |decision| matches!(decision, Decision::Unload { agent: of, .. } if *of == agent.name),
-        )
-    };
+    let unloading = |agent: &Agent| is_freed(agent, so_far);
     let demand = |model: &str| view.models.iter().find(|demand| demand.model == model);
     let blocking: Vec<(&Agent, &str)> = view
         .agents
@@ -170,6 +224,7 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
         })
         .map(|(agent, model)| Decision::Unload {
             agent: agent.name.clone(),
+            next: None,
             reason: format!(
                 "{} script tasks wait for memory and nothing is queued for {model}",
                 view.scripts_queued
@@ -178,14 +233,10 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
         .collect();
     // One at a time: what is on its way out, or cold, will take them.
     let room_comes = !unneeded.is_empty()
-        || view.agents.iter().any(|agent| {
-            agent.alive
-                && (unloading(agent)
-                    || matches!(
-                        agent.llm,
-                        LlmBeat::Draining { .. } | LlmBeat::Unloading { .. }
-                    ))
-        });
+        || view
+            .agents
+            .iter()
+            .any(|agent| agent.alive && (unloading(agent) || is_leaving(agent)));
     if room_comes {
         return unneeded;
     }
@@ -194,8 +245,9 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
         |model: &str| demand(model).map_or(f64::INFINITY, |demand| demand.load_seconds);
     let least = blocking
         .into_iter()
-        .filter(|(_, model)| {
+        .filter(|(agent, model)| {
             view.scripts_waiting_seconds > STARVED_AFTER_LOADS * load_seconds(model)
+                && agent.resides_for().is_none()
         })
         .min_by(|(a, held_by_a), (b, held_by_b)| {
             let backlog = |model| demand(model).map_or(0.0, Demand::backlog_seconds);
@@ -207,6 +259,7 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
     least
         .map(|(agent, model)| Decision::Unload {
             agent: agent.name.clone(),
+            next: None,
             reason: format!(
                 "script tasks have waited {} for memory, more than {STARVED_AFTER_LOADS} loads of {model} ({})",
                 estimate(view.scripts_waiting_seconds),

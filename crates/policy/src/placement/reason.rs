@@ -7,28 +7,13 @@ use crate::span::estimate;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Stop {
     /// The work on so many GPUs is not worth another load.
-    Work { gpus: usize },
+    Work { gpus: usize, load_seconds: f64 },
     /// So many GPUs have a slot for every task.
     Slots { gpus: usize },
     /// What is free is kept for scripts.
     Scripts,
     /// Nobody else can take it.
     NoAgent,
-}
-
-/// `42m on one GPU, 15m on three`
-pub(super) fn load_reason(demand: &Demand, now: usize, wanted: usize) -> String {
-    let backlog = demand.backlog_seconds();
-    let load = demand.load_seconds;
-    let before = now.max(1);
-    let without = backlog / before as f64 + if now == 0 { load } else { 0.0 };
-    let with = load + backlog / wanted as f64;
-    let gpus = if before == 1 { "GPU" } else { "GPUs" };
-    let first = format!("{} on {} {gpus}", estimate(without), number(before));
-    if wanted == before {
-        return first;
-    }
-    format!("{first}, {} on {}", estimate(with), number(wanted))
 }
 
 /// Why a model that is somewhere, or on its way, goes nowhere else.
@@ -74,7 +59,6 @@ pub(super) fn keep_reason(
     if others.is_empty() {
         return format!("{}: no GPU is left", place.replace(" only", ""));
     }
-    let load = estimate(demand.load_seconds);
     let free: Vec<&str> = others
         .iter()
         .filter(|agent| obstacle(agent, &demand.model).is_none())
@@ -82,13 +66,14 @@ pub(super) fn keep_reason(
         .filter(|name| taken.iter().all(|(taker, _)| taker != name))
         .collect();
     let why = match stop {
-        Stop::Work { gpus } => {
+        Stop::Work { gpus, load_seconds } => {
+            let load = estimate(load_seconds);
             let share = match gpus {
                 1 => String::new(),
                 more => format!(" / {more} GPUs"),
             };
             let backlog = demand.backlog_seconds();
-            let less = backlog / (gpus as f64) < LOAD_MARGIN * demand.load_seconds;
+            let less = backlog / (gpus as f64) < LOAD_MARGIN * load_seconds;
             let sign = if less { "<" } else { "<=" };
             let work = estimate(backlog);
             format!("{work} of work{share} {sign} {LOAD_MARGIN} x {load} load")
@@ -128,15 +113,4 @@ pub(super) fn keep_reason(
     } else {
         format!("{place}: {why} ({})", obstacles.join(", "))
     }
-}
-
-/// Small numbers in words.
-fn number(count: usize) -> String {
-    const WORDS: [&str; 8] = [
-        "one", "two", "three", "four", "five", "six", "seven", "eight",
-    ];
-    count
-        .checked_sub(1)
-        .and_then(|at| WORDS.get(at))
-        .map_or_else(|| count.to_string(), |word| (*word).to_owned())
 }

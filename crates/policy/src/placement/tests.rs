@@ -7,10 +7,13 @@ fn agent(name: &str, llm: LlmBeat) -> Agent {
         health: Health::Healthy,
         health_reason: None,
         llm,
+        held_seconds: 1000.0,
         llm_running: 0,
         scripts_blocked: false,
         cannot: Vec::new(),
-        backing_off: None,
+        failed: Vec::new(),
+        load_seconds: Vec::new(),
+        room_in_seconds: Vec::new(),
     }
 }
 
@@ -20,6 +23,7 @@ fn hot(model: &str) -> LlmBeat {
         slots: 1,
         load_ms: 40_000,
         since: jiff_epoch(),
+        lenders: Vec::new(),
     }
 }
 
@@ -55,7 +59,10 @@ fn loads(view: &View) -> Vec<(String, usize, usize)> {
                 eligible,
                 ..
             } => Some((model, count, eligible.len())),
-            Decision::Unload { .. } | Decision::Keep { .. } | Decision::Stranded { .. } => None,
+            Decision::Unload { .. }
+            | Decision::Split { .. }
+            | Decision::Keep { .. }
+            | Decision::Stranded { .. } => None,
         })
         .collect()
 }
@@ -92,6 +99,7 @@ fn what_is_hot_loading_or_asked_for_is_not_asked_for_again() {
     agents[1].llm = LlmBeat::Loading {
         model: "m".to_owned(),
         since: jiff_epoch(),
+        lenders: Vec::new(),
     };
     let view = View {
         models: vec![demand("m", 125)],
@@ -135,12 +143,12 @@ fn an_agent_that_cannot_is_left_out_and_named_when_nobody_can() {
         ..View::default()
     };
     assert_eq!(loads(&view), [("m".to_owned(), 1, 1)]);
-    agents[2].llm = LlmBeat::Failed {
+    agents[2].failed = vec![FailedLoad {
         model: "m".to_owned(),
         cause: "no such file".to_owned(),
-        until: jiff_epoch(),
-    };
-    agents[2].backing_off = Some("m".to_owned());
+        times: 1,
+        retry_in_seconds: 30.0,
+    }];
     let view = View {
         models: vec![demand("m", 125)],
         agents,
@@ -151,7 +159,7 @@ fn an_agent_that_cannot_is_left_out_and_named_when_nobody_can() {
     };
     assert_eq!(
         reason,
-        "gpu-1 thermal (84C >= 80C), gpu-2 not running, gpu-4 backing off after a failed load: no such file"
+        "gpu-1 thermal (84C >= 80C), gpu-2 not running, gpu-4 failed to load it 1 time, again in 30s: no such file"
     );
 }
 
@@ -208,7 +216,7 @@ fn two_needed_models_swap_only_after_a_long_wait() {
     };
     assert!(matches!(
         &decide(&view(100.0))[..],
-        [Decision::Keep { .. }, Decision::Stranded { .. }]
+        [Decision::Keep { .. }, Decision::Keep { .. }]
     ));
     assert!(matches!(
         &decide(&view(801.0))[..],
@@ -282,7 +290,7 @@ fn scripts_that_waited_twenty_loads_take_one_gpu_from_a_model_that_is_needed() {
         decide(view)
             .into_iter()
             .filter_map(|decision| match decision {
-                Decision::Unload { agent, reason } => Some((agent, reason)),
+                Decision::Unload { agent, reason, .. } => Some((agent, reason)),
                 _ => None,
             })
             .collect::<Vec<_>>()
@@ -454,4 +462,172 @@ fn what_a_paused_agent_holds_serves_nobody() {
         ..View::default()
     };
     assert_eq!(loads(&view), [("m".to_owned(), 1, 2)]);
+}
+
+fn failed(model: &str, times: u32, retry_in_seconds: f64) -> FailedLoad {
+    FailedLoad {
+        model: model.to_owned(),
+        cause: "no such file".to_owned(),
+        times,
+        retry_in_seconds,
+    }
+}
+
+/// A model that no agent can load is not asked for again and again: it is stranded, with causes,
+/// until the first wait is over; and who has not failed is asked before who has.
+#[test]
+fn a_model_that_every_agent_has_failed_is_stranded_until_a_wait_is_over() {
+    let mut agents = three_cold();
+    agents.truncate(2);
+    agents[0].failed = vec![failed("m", 3, 100.0)];
+    agents[1].failed = vec![failed("m", 1, 20.0)];
+    let mut view = View {
+        models: vec![demand("m", 125)],
+        agents,
+        ..View::default()
+    };
+    let Decision::Stranded { reason, .. } = &decide(&view)[0] else {
+        panic!("{:?}", decide(&view))
+    };
+    assert_eq!(
+        reason,
+        "gpu-1 failed to load it 3 times, again in 1m 40s: no such file, gpu-2 failed to load it 1 time, again in 20s: no such file"
+    );
+    view.agents[1].failed[0].retry_in_seconds = 0.0;
+    assert_eq!(
+        loads(&view),
+        [("m".to_owned(), 1, 1)],
+        "gpu-2 may try again"
+    );
+    view.agents.push(agent("gpu-4", LlmBeat::Cold));
+    let Decision::Load { eligible, .. } = &decide(&view)[0] else {
+        panic!()
+    };
+    assert_eq!(eligible, &["gpu-4"], "it has never failed");
+    // What failed for one model hinders no other.
+    view.models[0].model = "n".to_owned();
+    assert_eq!(loads(&view), [("n".to_owned(), 3, 3)]);
+}
+
+#[test]
+fn two_models_for_one_gpu_wait_for_their_turn_and_say_so() {
+    let view = View {
+        models: vec![
+            demand("a", 50),
+            Demand {
+                waiting_seconds: 200.0,
+                ..demand("b", 5)
+            },
+        ],
+        agents: vec![agent("gpu-1", hot("a"))],
+        ..View::default()
+    };
+    let Decision::Keep { model, reason } = &decide(&view)[1] else {
+        panic!("{:?}", decide(&view))
+    };
+    assert_eq!(model, "b");
+    assert_eq!(
+        reason,
+        "waits for gpu-1, which has 50 tasks for a (at most 10m until its turn)"
+    );
+}
+
+#[test]
+fn nothing_is_unloaded_for_a_load_that_scripts_would_keep_off() {
+    let mut agents = three_cold();
+    agents.truncate(2);
+    agents[0].llm = hot("m");
+    agents[1].llm = hot("n");
+    let mut view = View {
+        models: vec![demand("m", 125)],
+        agents,
+        ..View::default()
+    };
+    let unloads = |view: &View| {
+        let decisions = decide(view);
+        let is_unload = |decision: &&Decision| matches!(decision, Decision::Unload { .. });
+        decisions.iter().filter(is_unload).count()
+    };
+    assert_eq!(unloads(&view), 1, "nothing needs n");
+    view.scripts_queued = 3;
+    view.script_seconds = 60.0;
+    assert_eq!(unloads(&view), 0, "scripts would have the GPU then");
+}
+
+#[test]
+fn a_model_serves_for_as_long_as_its_load_took() {
+    let mut view = View {
+        models: vec![
+            demand("a", 50),
+            Demand {
+                waiting_seconds: 801.0,
+                ..demand("b", 5)
+            },
+        ],
+        agents: vec![agent("gpu-1", hot("a"))],
+        ..View::default()
+    };
+    view.agents[0].held_seconds = 39.0;
+    let Decision::Keep { reason, .. } = &decide(&view)[0] else {
+        panic!("{:?}", decide(&view))
+    };
+    assert_eq!(
+        reason,
+        "waits for gpu-1, which has just loaded a and keeps it for 1s yet (its turn is next)"
+    );
+    view.agents[0].held_seconds = 40.0;
+    assert!(matches!(&decide(&view)[0], Decision::Unload { next: Some(next), .. } if next == "b"));
+    // Unless nothing needs it.
+    view.agents[0].held_seconds = 1.0;
+    view.models[0].queued = 0;
+    assert!(matches!(&decide(&view)[0], Decision::Unload { .. }));
+}
+
+#[test]
+fn who_runs_scripts_for_long_is_not_asked_while_another_could() {
+    let mut view = View {
+        models: vec![demand("m", 125)],
+        agents: three_cold(),
+        ..View::default()
+    };
+    let busy = |seconds| {
+        vec![ModelSeconds {
+            model: "m".to_owned(),
+            seconds,
+        }]
+    };
+    view.agents[0].room_in_seconds = busy(600.0);
+    view.agents[1].room_in_seconds = busy(10.0);
+    let Decision::Load {
+        count, eligible, ..
+    } = &decide(&view)[0]
+    else {
+        panic!()
+    };
+    assert_eq!((*count, eligible.join(" ")), (2, "gpu-2 gpu-4".to_owned()));
+    for agent in &mut view.agents {
+        agent.room_in_seconds = busy(600.0);
+    }
+    assert_eq!(loads(&view), [("m".to_owned(), 3, 3)], "nobody else could");
+}
+
+#[test]
+fn each_gpu_counts_with_its_own_load_time() {
+    let mut view = View {
+        models: vec![demand("m", 10)],
+        agents: three_cold(),
+        ..View::default()
+    };
+    view.agents[0].load_seconds = vec![ModelSeconds {
+        model: "m".to_owned(),
+        seconds: 300.0,
+    }];
+    let Decision::Load {
+        count, eligible, ..
+    } = &decide(&view)[0]
+    else {
+        panic!()
+    };
+    // 200 s of work: a third GPU pays with a load of 40 s, and not with one of 300 s.
+    assert_eq!((*count, eligible.join(" ")), (2, "gpu-2 gpu-4".to_owned()));
 }

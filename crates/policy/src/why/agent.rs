@@ -1,5 +1,9 @@
 //! Why an agent does nothing, or what it does; and the brain.
 
+mod model;
+
+use model::{lent, model};
+
 use super::liveness::{Liveness, ago, clock, process_words, seconds_between};
 use super::task::running::signs;
 use super::*;
@@ -245,13 +249,17 @@ fn answering(
         return (AgentVerdict::Working, "running".to_owned(), summary);
     }
     match &beat.llm {
-        LlmBeat::Loading { model, since } => {
+        LlmBeat::Loading { model, since, .. } => {
             let summary = format!("{name} loads {model} since {}", ago(facts, *since));
             return (AgentVerdict::Loading, "loading".to_owned(), summary);
         }
         LlmBeat::Draining { model } | LlmBeat::Unloading { model } => {
             let summary = format!("{name} unloads {model}");
             return (AgentVerdict::Loading, "unloading".to_owned(), summary);
+        }
+        LlmBeat::Lent { model, to, .. } => {
+            let summary = lent(facts, name, model, to);
+            return (AgentVerdict::Idle, "lent".to_owned(), summary);
         }
         LlmBeat::Cold | LlmBeat::Hot { .. } | LlmBeat::Failed { .. } => {}
     }
@@ -426,45 +434,6 @@ fn gpu_words(gpu: &GpuBeat) -> String {
     ));
     words.extend(gpu.foreign.clone());
     words.join(", ")
-}
-
-fn model(facts: &Facts, llm: &LlmBeat) -> Gate {
-    match llm {
-        LlmBeat::Cold => Gate::new("model", GateState::Info, "none loaded"),
-        LlmBeat::Loading { model, since } => Gate::new(
-            "model",
-            GateState::Info,
-            format!("{model} loading since {}", ago(facts, *since)),
-        ),
-        LlmBeat::Hot {
-            model,
-            slots,
-            since,
-            ..
-        } => Gate::new(
-            "model",
-            GateState::Open,
-            format!("{model} hot for {}, {slots} slots", ago(facts, *since)),
-        ),
-        LlmBeat::Draining { model } => {
-            Gate::new("model", GateState::Info, format!("{model} draining"))
-        }
-        LlmBeat::Unloading { model } => {
-            Gate::new("model", GateState::Info, format!("{model} unloading"))
-        }
-        LlmBeat::Failed {
-            model,
-            cause,
-            until,
-        } => Gate::new(
-            "model",
-            GateState::Closed,
-            format!(
-                "the last load of {model} failed: {cause}; tried again from {} on",
-                clock(facts, *until)
-            ),
-        ),
-    }
 }
 
 /// Explains the brain. `waits` are the batches that are not over, with what each waits for.

@@ -378,11 +378,17 @@ fn between_attempts(
             .map_or(Duration::ZERO, |ended| {
                 Duration::from_secs(seconds_between(ended, facts.now))
             }),
+        gpu_memory: None,
+        budgets_mb: Vec::new(),
     };
     let why = last
         .and_then(|last| last.reason.as_deref())
         .unwrap_or("it left no record");
     let follows = match retry::decide(&failed) {
+        // What it had is in its record, which the brain reads.
+        _ if failed.kind == FailureKind::OutOfMemory => {
+            "the brain tries it again with more memory, or files it".to_owned()
+        }
         AfterFailure::Retry { wait, reason } if wait.is_zero() => {
             let tries = reason.split(" in ").next().unwrap_or(&reason);
             format!("{tries} is due now")
@@ -392,6 +398,7 @@ fn between_attempts(
             format!("{reason}, at {}", clock(facts, at))
         }
         AfterFailure::Split { reason }
+        | AfterFailure::MoreMemory { reason, .. }
         | AfterFailure::GiveUp { reason }
         | AfterFailure::Cancel { reason } => format!("the brain files it: {reason}"),
     };

@@ -12,6 +12,19 @@ use super::one_of;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  rigor models
+  rigor models --json | jq '.models[] | {id, need_mb, on}'
+
+VRAM is estimated from a model's files until a load of it was measured; ~ marks what is not measured.")]
+pub(crate) struct Models {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
   rigor status
   rigor status --json | jq '.agents[] | {name, state, idle_reason}'")]
 pub(crate) struct Status {

@@ -1,5 +1,7 @@
 use rigor_queue::claim::peek;
+use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat};
 use rigor_queue::lane::Move;
+use rigor_queue::presence;
 use rigor_queue::rig::Place;
 use rigor_queue::task::{Class, Work};
 
@@ -113,6 +115,7 @@ fn a_load_is_a_meta_task_for_one_agent() {
     let Work::LoadLlm {
         model,
         eligible,
+        lenders: _,
         expires,
     } = spec.work
     else {
@@ -158,4 +161,58 @@ fn a_batch_of_which_everything_is_done_is_not_retried() {
             .says("there is nothing to retry");
     }
     assert!(made.signals("brain").is_empty());
+}
+
+#[test]
+fn a_split_model_is_unloaded_where_it_runs_and_loaded_by_nobody_alone() {
+    let made = HandMade::new();
+    let toml = made.rig.root().join("rig.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    let big = "[[model]]\nid = \"big\"\nkind = \"chat\"\nruntime = \"command\"\ncommand = \"true {PORT}\"\nslots = 1\nsplit_gpu = 2\n";
+    std::fs::write(&toml, text.replace("[nvml]", &format!("{big}[nvml]"))).unwrap();
+    made.rigor(&["load", "gpu-1", "big"])
+        .exits(1)
+        .says("split over 2 GPUs, which the brain gathers");
+    assert_eq!(made.rig.count(Place::Queue(Class::Meta)).unwrap(), 0);
+
+    let beat = |agent: &str, llm: LlmBeat| {
+        made.rig.prepare_agent(agent).unwrap();
+        let mut beat = Heartbeat::alive(1, jiff::Timestamp::now(), Health::Healthy);
+        beat.llm = llm;
+        presence::beat(&made.rig, agent, &beat).unwrap();
+    };
+    let since = jiff::Timestamp::now();
+    beat(
+        "gpu-1",
+        LlmBeat::Lent {
+            model: "big".to_owned(),
+            to: "gpu-2".to_owned(),
+            since,
+        },
+    );
+    let unloaded = |made: &HandMade| {
+        let id = made.rigor(&["unload", "gpu-1"]).ok().line().to_owned();
+        let names = made.rig.list(Place::Queue(Class::Meta)).unwrap().names;
+        let name = names.iter().find(|name| name.id.to_string() == id).unwrap();
+        let spec = peek(&made.rig, Place::Queue(Class::Meta), name)
+            .unwrap()
+            .unwrap();
+        match spec.work {
+            Work::UnloadLlm { agent, .. } => agent,
+            other => panic!("{other:?}"),
+        }
+    };
+    beat("gpu-2", LlmBeat::Cold);
+    assert_eq!(unloaded(&made), "gpu-1", "nobody runs it: the lend ends");
+    beat(
+        "gpu-2",
+        LlmBeat::Hot {
+            model: "big".to_owned(),
+            slots: 1,
+            load_ms: 1,
+            since,
+            lenders: vec!["gpu-1".to_owned()],
+        },
+    );
+    assert_eq!(unloaded(&made), "gpu-2");
 }

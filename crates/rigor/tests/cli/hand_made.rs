@@ -249,6 +249,7 @@ impl HandMade {
             output_bytes: 0,
             output_dropped: 0,
             llm: None,
+            gpu_memory: None,
         };
         assert!(records::write_new(&self.rig, &record).expect("a record"));
     }

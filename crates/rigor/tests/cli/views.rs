@@ -173,6 +173,19 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
     assert_eq!(find("gpu-1 port")["result"], "ok");
     assert_eq!(find("gpu-2 port")["result"], "failed");
     assert_eq!(find("NVML")["result"], "failed");
+    let port = find("gpu-2 port")["detail"].as_str().unwrap();
+    if taken.is_ok() {
+        let own = format!("(pid {})", std::process::id());
+        assert!(
+            port.contains(&own) && port.contains("none of this rig's"),
+            "{port}"
+        );
+    }
+    assert_eq!(find("permissions")["result"], "ok");
+    assert_eq!(find("model tiny")["result"], "ok");
+    for there in ["disk", "clock", "containment", "sandbox"] {
+        assert_ne!(find(there)["result"], "failed", "{there}");
+    }
     for check in json["checks"].as_array().unwrap() {
         if check["result"] != "ok" {
             assert!(
@@ -190,6 +203,50 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
     // The cgroup that the containment check makes.
     let _ = std::fs::remove_dir("/sys/fs/cgroup/unified/rigor-handmade");
     let _ = std::fs::remove_dir("/sys/fs/cgroup/rigor-handmade");
+}
+
+#[test]
+fn models_are_listed_with_what_they_need_and_a_missing_file_is_said() {
+    let made = HandMade::new();
+    let toml = made.rig.root().join("rig.toml");
+    let mut text = std::fs::read_to_string(&toml).unwrap();
+    text.push_str(
+        "[[model]]\nid = \"lost\"\nruntime = \"llama-server\"\nfile = \"lost.gguf\"\n\
+         [[model]]\nid = \"told\"\nruntime = \"command\"\ncommand = \"true {PORT}\"\nvram_mb = 3000\nslots = 4\ncontext = 8192\n",
+    );
+    std::fs::write(&toml, text).unwrap();
+    let measured = r#"{"load:told": {"seconds": 12.0, "runs": 1}, "load:told gpu-2": {"seconds": 12.0, "runs": 1},
+        "speed:told gpu-2": {"seconds": 60.0, "runs": 9, "tokens_per_second": 41.25}}"#;
+    std::fs::create_dir_all(made.rig.brain_dir()).unwrap();
+    std::fs::write(made.rig.brain_dir().join("measured.json"), measured).unwrap();
+
+    let json = made.rigor(&["models", "--json"]).ok().json();
+    assert_eq!(json["schema"], 1);
+    let model = |at: usize| json["models"][at].clone();
+    assert_eq!(model(1)["id"], "lost");
+    let problem = model(1)["problem"].as_str().unwrap().to_owned();
+    assert!(problem.contains("lost.gguf is not there"), "{problem}");
+    assert_eq!(
+        (&model(2)["need_mb"], &model(2)["need_by"]),
+        (&3000.into(), &"configured".into())
+    );
+    assert_eq!(
+        (&model(2)["load_seconds"], &model(2)["load_measured"]),
+        (&12.0.into(), &true.into())
+    );
+    assert_eq!(model(2)["on"][1]["tokens_per_second"], 41.25);
+    assert_eq!(model(2)["on"][0]["fits"]["state"], "not_known");
+
+    let text = made.rigor(&["models"]).ok().stdout;
+    let line = |start: &str| {
+        let found = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(start));
+        found.unwrap_or_else(|| panic!("{start}: {text}"))
+    };
+    assert!(line("told ").contains("3000 (rig.toml)"), "{text}");
+    assert!(line("lost:").contains("is not there"), "{text}");
+    assert!(text.contains("41.2"), "{text}");
 }
 
 #[test]

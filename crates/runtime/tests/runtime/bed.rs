@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rigor_runtime::state::State;
@@ -14,10 +14,6 @@ use rigor_runtime::{
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-pub(crate) const STAND_IN: &str = concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/tests/runtime/openai_stand_in.py"
-);
 /// Longer than anything here takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -25,7 +21,7 @@ pub(crate) struct Bed {
     pub(crate) host: RuntimeHost,
     pub(crate) events: UnboundedReceiver<RuntimeEvent>,
     pub(crate) options: HostOptions,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Bed {
@@ -45,6 +41,7 @@ impl Bed {
             grace: Duration::from_secs(5),
             vram: None,
             vram_patience: PATIENCE,
+            watch_every: Duration::from_secs(30),
         };
         change(&mut options);
         let (host, events) = RuntimeHost::new(options.clone()).unwrap();
@@ -52,7 +49,7 @@ impl Bed {
             host,
             events,
             options,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -65,6 +62,66 @@ impl Bed {
 
     pub(crate) fn state(&self) -> State {
         self.host.state().borrow().clone()
+    }
+
+    /// Tells the stand-ins of this bed how to behave from now on.
+    pub(crate) fn tell(&self, behaviour: Value) {
+        let (new, file) = (
+            self.folder.path().join("behaviour.new"),
+            self.folder.path().join("behaviour.json"),
+        );
+        std::fs::write(&new, behaviour.to_string()).unwrap();
+        std::fs::rename(new, file).unwrap();
+    }
+
+    /// A model that the stand-in serves, as `behaviour` says, in any program's place.
+    pub(crate) fn stand_in_as(&self, program: RuntimeProgram, behaviour: Value) -> ModelSpec {
+        self.tell(behaviour);
+        let mut spec = spec("stand-in", ModelKind::Chat, program);
+        let file = self.folder.path().join("behaviour.json");
+        spec.env
+            .push(("RIGOR_RUNTIME_STAND_IN".into(), file.display().to_string()));
+        spec
+    }
+
+    /// One that it serves as a `command`.
+    pub(crate) fn stand_in(&self, behaviour: Value) -> ModelSpec {
+        let command = [
+            stand_in_program().to_str().unwrap(),
+            "--model",
+            "none.gguf",
+            "--alias",
+            "{MODEL}",
+            "--host",
+            "{HOST}",
+            "--port",
+            "{PORT}",
+        ]
+        .map(String::from)
+        .to_vec();
+        let program = RuntimeProgram::Command {
+            command,
+            file: None,
+        };
+        self.stand_in_as(program, behaviour)
+    }
+
+    pub(crate) fn ollama(&self, behaviour: Value) -> ModelSpec {
+        let program = RuntimeProgram::Ollama {
+            program: stand_in_program(),
+            reference: "qwen2.5:7b".into(),
+        };
+        self.stand_in_as(program, behaviour)
+    }
+
+    pub(crate) fn vllm(&self, behaviour: Value) -> ModelSpec {
+        let program = RuntimeProgram::Vllm {
+            program: stand_in_program(),
+            reference: "Qwen/Qwen2.5-7B-Instruct".into(),
+            memory_share: Some(0.8),
+            args: vec![],
+        };
+        self.stand_in_as(program, behaviour)
     }
 
     pub(crate) fn manifest(&self) -> Value {
@@ -205,18 +262,25 @@ pub(crate) fn tiny() -> ModelSpec {
     llama("tiny-random", ModelKind::Chat, fixture("model"))
 }
 
-pub(crate) fn stand_in(mode: &str) -> ModelSpec {
-    let command = ["python3", STAND_IN, mode, "{PORT}", "{MODEL}"]
-        .map(String::from)
-        .to_vec();
-    spec(
-        "stand-in",
-        ModelKind::Chat,
-        RuntimeProgram::Command {
-            command,
-            file: None,
-        },
-    )
+/// The stand-in for every runtime, built now if it is not.
+pub(crate) fn stand_in_program() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        // Beside the folder of the test's own program.
+        let tests = std::env::current_exe().unwrap();
+        let folder = tests.parent().unwrap().parent().unwrap();
+        let program = folder.join("runtime-stand-in");
+        if !program.exists() {
+            let built = Command::new(env!("CARGO"))
+                .args(["build", "-p", "runtime-stand-in"])
+                .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+                .status()
+                .unwrap();
+            assert!(built.success(), "cargo build -p runtime-stand-in: {built}");
+        }
+        program
+    })
+    .clone()
 }
 
 fn spec(id: &str, kind: ModelKind, program: RuntimeProgram) -> ModelSpec {
@@ -228,6 +292,7 @@ fn spec(id: &str, kind: ModelKind, program: RuntimeProgram) -> ModelSpec {
         context: Some(1024),
         env: vec![],
         load_timeout: PATIENCE,
+        more_gpus: vec![],
         vram_mb: None,
         prove_vram: true,
     }

@@ -5,12 +5,14 @@ use std::time::Duration;
 use rigor_runtime::state::State;
 use rigor_runtime::{LoadCause, RuntimeProgram};
 
-use crate::bed::{Bed, processes_with, stand_in, until};
+use serde_json::json;
+
+use crate::bed::{Bed, processes_with, until};
 
 #[tokio::test]
 async fn one_that_serves_is_hot_and_ends_by_sigterm() {
     let bed = Bed::new();
-    bed.host.load(stand_in("well")).await.unwrap();
+    bed.host.load(bed.stand_in(json!({}))).await.unwrap();
     assert!(!bed.host.unload().await.unwrap().forced);
     bed.assert_nothing_left(None);
 }
@@ -18,7 +20,7 @@ async fn one_that_serves_is_hot_and_ends_by_sigterm() {
 #[tokio::test]
 async fn one_that_is_still_loading_is_waited_for_and_named_by_a_time_out() {
     let bed = Bed::new();
-    let mut hasty = stand_in("loading");
+    let mut hasty = bed.stand_in(json!({"load_ms": 500}));
     hasty.id = "hasty".into();
     hasty.load_timeout = Duration::from_millis(450);
     let error = bed.host.load(hasty).await.unwrap_err();
@@ -30,27 +32,34 @@ async fn one_that_is_still_loading_is_waited_for_and_named_by_a_time_out() {
         last.contains("Loading model") || last.contains("refused"),
         "{last}"
     );
-    let loaded = bed.host.load(stand_in("loading")).await.unwrap();
+    let loaded = bed
+        .host
+        .load(bed.stand_in(json!({"load_ms": 500})))
+        .await
+        .unwrap();
     assert!(loaded.load_ms >= 500, "{loaded:?}");
 }
 
 #[tokio::test]
 async fn health_is_no_proof() {
-    for (mode, words) in [("broken", "500"), ("empty", "no result")] {
-        let bed = Bed::new();
-        let error = bed.host.load(stand_in(mode)).await.unwrap_err();
-        let LoadCause::Unproven(detail) = &error.cause else {
-            panic!("{mode}: {error:?}")
-        };
-        assert!(detail.contains(words), "{mode}: {detail}");
-        bed.assert_nothing_left(None);
-    }
+    let bed = Bed::new();
+    let liar = bed.stand_in(json!({"health_lies": true}));
+    let error = bed.host.load(liar).await.unwrap_err();
+    let LoadCause::Unproven(detail) = &error.cause else {
+        panic!("{error:?}")
+    };
+    assert!(detail.contains("500"), "{detail}");
+    bed.assert_nothing_left(None);
 }
 
 #[tokio::test]
 async fn another_model_is_not_ours() {
     let bed = Bed::new();
-    let error = bed.host.load(stand_in("other-model")).await.unwrap_err();
+    let error = bed
+        .host
+        .load(bed.stand_in(json!({"wrong_model": "somebody-elses"})))
+        .await
+        .unwrap_err();
     let LoadCause::WrongModel { expected, served } = error.cause else {
         panic!("{error:?}")
     };
@@ -64,14 +73,14 @@ async fn another_model_is_not_ours() {
 #[tokio::test]
 async fn a_crash_is_told_in_its_own_words() {
     let bed = Bed::new();
-    let error = bed.host.load(stand_in("crash")).await.unwrap_err();
+    let error = bed.host.load(bed.stand_in(json!({"exit_code": 1, "stderr": "loading weights\nRuntimeError: the weights are for another architecture"}))).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "load stand-in: RuntimeError: the weights are for another architecture (exit status: 1)"
     );
     bed.assert_nothing_left(None);
 
-    let mut missing = stand_in("well");
+    let mut missing = bed.stand_in(json!({}));
     missing.id = "missing".into();
     missing.program = RuntimeProgram::Command {
         command: vec!["/no/such/program".into()],
@@ -91,20 +100,23 @@ async fn a_crash_is_told_in_its_own_words() {
 #[tokio::test]
 async fn one_that_never_answers_is_timed_out() {
     let bed = Bed::new();
-    let mut spec = stand_in("silent");
+    let mut spec = bed.stand_in(json!({"never_ready": true}));
     spec.load_timeout = Duration::from_millis(400);
     let error = bed.host.load(spec).await.unwrap_err();
     let LoadCause::TimedOut { last, .. } = &error.cause else {
         panic!("{error:?}")
     };
-    assert!(last.contains("refused"), "{last}");
+    assert!(last.contains("503") || last.contains("refused"), "{last}");
     bed.assert_nothing_left(None);
 }
 
 #[tokio::test]
 async fn one_that_ignores_sigterm_is_killed() {
     let bed = Bed::with(|options| options.grace = Duration::from_millis(300));
-    bed.host.load(stand_in("deaf")).await.unwrap();
+    bed.host
+        .load(bed.stand_in(json!({"ignore_sigterm": true})))
+        .await
+        .unwrap();
     let nonce = bed.nonce();
     assert!(bed.host.unload().await.unwrap().forced);
     bed.assert_nothing_left(Some(&nonce));
@@ -113,7 +125,10 @@ async fn one_that_ignores_sigterm_is_killed() {
 #[tokio::test]
 async fn a_process_that_left_the_session_is_found_by_its_cookie() {
     let bed = Bed::new();
-    bed.host.load(stand_in("escapee")).await.unwrap();
+    bed.host
+        .load(bed.stand_in(json!({"leak_child": true})))
+        .await
+        .unwrap();
     let nonce = bed.nonce();
     until("two processes", || {
         processes_with(rigor_runtime::COOKIE_VARIABLE, &nonce).len() == 2
@@ -126,7 +141,7 @@ async fn a_process_that_left_the_session_is_found_by_its_cookie() {
 #[tokio::test]
 async fn an_unload_gives_up_a_load() {
     let bed = Bed::new();
-    let load = bed.host.load(stand_in("silent"));
+    let load = bed.host.load(bed.stand_in(json!({"never_ready": true})));
     let state = bed.host.state();
     let unload = async {
         until("loading", || {

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use rigor_runtime::state::State;
 use rigor_runtime::{
-    COOKIE_VARIABLE, Health, LoadCause, ModelKind, RuntimeEvent, RuntimeProgram, UnloadError,
+    COOKIE_VARIABLE, Health, LoadCause, LoadClass, ModelKind, RuntimeEvent, RuntimeProgram,
+    UnloadError,
 };
 use serde_json::json;
 
 use crate::bed::{
-    Bed, STAND_IN, fixture, fresh_uuid, llama, memory_as_vram, processes_with, session_of, tiny,
-    until,
+    Bed, fixture, fresh_uuid, llama, memory_as_vram, processes_with, session_of, stand_in_program,
+    tiny, until,
 };
 
 #[tokio::test]
@@ -24,7 +25,9 @@ async fn a_chat_model_is_loaded_serves_and_is_gone_after_the_unload() {
     let mut bed = Bed::with(|options| {
         let uuid = uuid.clone();
         options.gpu_uuid = Some(uuid.clone());
-        options.vram = Some(Arc::new(move || Some(memory_as_vram(500, &uuid))));
+        options.vram = Some(Arc::new(move |_: &[String]| {
+            Some(memory_as_vram(500, &uuid))
+        }));
     });
     assert_eq!(bed.host.health().await, Health::NotHot);
     let loaded = bed.host.load(tiny()).await.unwrap();
@@ -167,6 +170,7 @@ async fn a_file_that_cannot_be_loaded_fails_at_once_in_llama_cpps_words() {
         let RuntimeEvent::Failed {
             model,
             code: "exited",
+            class: LoadClass::Permanent,
             cause: told,
         } = bed.event().await
         else {
@@ -175,14 +179,7 @@ async fn a_file_that_cannot_be_loaded_fails_at_once_in_llama_cpps_words() {
         assert!(model == id && told.contains(words), "{told}");
         bed.assert_nothing_left(None);
 
-        // This model waits; another need not.
-        assert!(bed.state().backoff_ms(&id, 0) > 0, "{:?}", bed.state());
-        let again = bed
-            .host
-            .load(llama(&id, ModelKind::Chat, folder.path().into()))
-            .await
-            .unwrap_err();
-        assert!(again.to_string().contains("ms of backoff left"), "{again}");
+        assert_eq!(error.cause.class(), LoadClass::Permanent, "{}", error.cause);
     }
     bed.host.load(tiny()).await.unwrap();
 }
@@ -220,14 +217,7 @@ async fn a_runtime_that_dies_while_hot_is_reported() {
         ("tiny-random", "signal: 9 (SIGKILL)")
     );
     assert!(matches!(bed.event().await, RuntimeEvent::Removed { model } if model == "tiny-random"));
-    assert!(matches!(
-        bed.state(),
-        State::Failed {
-            failures: 1,
-            stuck: false,
-            ..
-        }
-    ));
+    assert!(matches!(bed.state(), State::Failed { stuck: false, .. }));
     bed.assert_nothing_left(Some(&nonce));
     // The operator's unload forgets the failure.
     bed.host.unload().await.unwrap();
@@ -286,7 +276,7 @@ async fn a_generation_that_outlives_sigterm_is_killed_after_the_grace() {
 async fn a_model_that_is_not_in_vram_is_not_hot() {
     let bed = Bed::with(|options| {
         options.gpu_uuid = Some(fresh_uuid());
-        options.vram = Some(Arc::new(|| Some(500)));
+        options.vram = Some(Arc::new(|_: &[String]| Some(500)));
     });
     let error = bed.host.load(tiny()).await.unwrap_err();
     assert!(
@@ -311,9 +301,11 @@ async fn vram_that_does_not_come_back_blocks_the_gpu_until_it_does() {
         let uuid = fresh_uuid();
         options.gpu_uuid = Some(uuid.clone());
         // Once the processes are gone the driver still counts what it holds.
-        options.vram = Some(Arc::new(move || match memory_as_vram(500, &uuid) {
-            500 => Some(500 + held.load(Ordering::Relaxed)),
-            in_use => Some(in_use),
+        options.vram = Some(Arc::new(move |_: &[String]| {
+            match memory_as_vram(500, &uuid) {
+                500 => Some(500 + held.load(Ordering::Relaxed)),
+                in_use => Some(in_use),
+            }
         }));
         options.vram_patience = Duration::from_millis(500);
     });
@@ -353,7 +345,8 @@ async fn somebody_elses_server_is_not_taken_for_ours() {
         folder.path().join("pid"),
     );
     let script = format!(
-        "#!/bin/sh\nsetsid env -u {COOKIE_VARIABLE} python3 {STAND_IN} well {} tiny-random & echo $! >{}\nexec sleep 600\n",
+        "#!/bin/sh\nsetsid env -u {COOKIE_VARIABLE} {} --model none --alias tiny-random --port {} & echo $! >{}\nexec sleep 600\n",
+        stand_in_program().display(),
         bed.options.port,
         pid_file.display(),
     );
@@ -387,7 +380,7 @@ async fn somebody_elses_server_is_not_taken_for_ours() {
 #[tokio::test]
 async fn a_load_that_is_given_up_leaves_nothing() {
     let mut bed = Bed::new();
-    let loading = bed.host.load(crate::bed::stand_in("silent"));
+    let loading = bed.host.load(bed.stand_in(json!({"never_ready": true})));
     let given_up = tokio::time::timeout(Duration::from_millis(500), loading).await;
     assert!(given_up.is_err());
     let RuntimeEvent::Failed {

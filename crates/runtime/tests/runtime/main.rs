@@ -5,5 +5,6 @@
 
 mod bed;
 mod command;
+mod dialects;
 mod llama;
 mod restart;

@@ -15,6 +15,8 @@ impl World<'_> {
             if !claimed {
                 return;
             }
+            // The brain hears of it and looks again.
+            self.place_wanted = true;
         }
     }
 
@@ -83,7 +85,7 @@ impl World<'_> {
             task: queued.task,
             since: self.now,
         });
-        let ends = self.now + self.durations[work][queued.task];
+        let ends = self.now + self.trace.costs.task_s + self.durations[work][queued.task];
         self.push(ends, What::End { agent, run: number });
     }
 
@@ -91,7 +93,7 @@ impl World<'_> {
         let Some(known) = self.trace.model(&model) else {
             return;
         };
-        let (mb, takes) = (known.vram_mb, known.load_s);
+        let (mb, takes) = (known.vram_mb, known.load_s + self.trace.costs.load_s);
         let agent = &mut self.agents[at];
         if agent.llm != LlmState::Cold {
             // It holds that model already: there is nothing to do but to say so.

@@ -37,6 +37,8 @@ impl World<'_> {
                 scripts,
                 script_slots: None,
                 alone: None,
+                settling: None,
+                near_limit: None,
             }),
             running: agent
                 .running
@@ -178,6 +180,7 @@ impl World<'_> {
             scripts_queued,
             script_seconds,
             scripts_waiting_seconds: self.scripts_wait(),
+            splits: Default::default(),
         }
     }
 
@@ -215,18 +218,51 @@ impl World<'_> {
         longest
     }
 
+    /// Models for which running scripts leave no memory, and for how long, from what was measured.
+    fn room_in(&self, at: usize) -> Vec<ModelSeconds> {
+        let agent = &self.agents[at];
+        let ends = agent.running.iter().filter_map(|run| {
+            let scripts = self.trace.work[run.work].model.is_none();
+            let takes = self.task_seconds[run.work].unwrap_or(placement::TASK_SECONDS_PRIOR);
+            scripts.then(|| placement::seconds_left(takes, self.now - run.since))
+        });
+        let seconds = ends.fold(0.0, f64::max);
+        if agent.llm != LlmState::Cold || seconds == 0.0 {
+            return Vec::new();
+        }
+        let available = agent.gpu.budget_mb - agent.leased_mb;
+        self.trace
+            .models
+            .iter()
+            .filter(|model| model.vram_mb > available)
+            .map(|model| ModelSeconds {
+                model: model.id.clone(),
+                seconds,
+            })
+            .collect()
+    }
+
     fn shown(&self, at: usize) -> placement::Agent {
         let agent = &self.agents[at];
         let since = Timestamp::UNIX_EPOCH + SignedDuration::from_secs_f64(agent.llm_since);
         let llm = match agent.llm.clone() {
             LlmState::Cold => LlmBeat::Cold,
-            LlmState::Loading { model, .. } => LlmBeat::Loading { model, since },
-            LlmState::Hot { model, slots, .. } => LlmBeat::Hot {
+            LlmState::Loading { model, .. } => LlmBeat::Loading {
                 model,
-                slots: slots.total,
-                load_ms: 0,
                 since,
+                lenders: Vec::new(),
             },
+            LlmState::Hot { model, slots, .. } => LlmBeat::Hot {
+                model: model.clone(),
+                slots: slots.total,
+                load_ms: self
+                    .trace
+                    .model(&model)
+                    .map_or(0, |known| (known.load_s * 1000.0) as u64),
+                since,
+                lenders: Vec::new(),
+            },
+            LlmState::Lent { model, to, .. } => LlmBeat::Lent { model, to, since },
             LlmState::Draining { model } => LlmBeat::Draining { model },
             LlmState::Unloading { model } => LlmBeat::Unloading { model },
         };
@@ -247,12 +283,15 @@ impl World<'_> {
             health: Health::Healthy,
             health_reason: None,
             llm,
+            held_seconds: self.now - agent.llm_since,
             llm_running: self.of_class(at, true),
             scripts_blocked: verdict.is_some_and(|verdict| {
                 matches!(verdict.code, Refusal::VramShort | Refusal::HoldingModel)
             }),
             cannot,
-            backing_off: None,
+            failed: Vec::new(),
+            load_seconds: Vec::new(),
+            room_in_seconds: self.room_in(at),
         }
     }
 }

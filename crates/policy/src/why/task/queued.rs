@@ -201,7 +201,7 @@ fn models(facts: &Facts, task: &TaskFacts, out: &mut Explanation<TaskVerdict>) -
             LlmBeat::Hot { model, slots, .. } if Some(model) == wanted(agent).as_ref() => {
                 (GateState::Open, format!("{model} is hot, {slots} slots"))
             }
-            LlmBeat::Loading { model, since } => (
+            LlmBeat::Loading { model, since, .. } => (
                 GateState::Info,
                 format!("loads {model} since {}", ago(facts, *since)),
             ),

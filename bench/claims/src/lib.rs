@@ -10,7 +10,7 @@ use rigor_queue::claim::{self, Candidate};
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{self, Durability};
-use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
+use rigor_queue::task::{Class, TaskSpec, Work};
 use rigor_telemetry::Options;
 
 const AGENT: &str = "gpu-1";
@@ -119,37 +119,19 @@ fn cpu_seconds() -> Result<f64> {
 
 fn spec(task: &str) -> TaskSpec {
     TaskSpec {
-        id: TaskId::derive(BATCH, task, None),
-        batch: BATCH.to_owned(),
         plan: "bench".to_owned(),
-        task: task.to_owned(),
-        name: task.to_owned(),
-        class: Class::Cpu,
-        work: Work::Command {
-            command: "true".to_owned(),
-        },
-        item: None,
-        priority: 5,
-        cpus: 1,
-        on: Vec::new(),
-        model: None,
-        min_tier: None,
-        vram: Vram::default(),
-        timeout_s: None,
-        kill_if_silent_s: None,
-        retries: 2,
-        backoff: Backoff::default(),
-        env: Default::default(),
-        env_file: None,
-        venv: None,
-        conda: None,
-        secrets: Vec::new(),
-        workdir: None,
-        requires: Vec::new(),
-        produces: Vec::new(),
         plan_dir: "/p".into(),
         batch_dir: "/p/history/b".into(),
         created: jiff::Timestamp::UNIX_EPOCH,
+        ..TaskSpec::new(
+            TaskId::derive(BATCH, task, None),
+            BATCH,
+            task,
+            Class::Cpu,
+            Work::Command {
+                command: "true".to_owned(),
+            },
+        )
     }
 }
 

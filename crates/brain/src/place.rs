@@ -19,7 +19,7 @@ use rigor_queue::name::{FileName, Shape, TaskId};
 use rigor_queue::outlook::{AskedLoad, ModelOutlook};
 use rigor_queue::record::{FailureKind, Outcome};
 use rigor_queue::rig::{Place, RIG_BATCH};
-use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
+use rigor_queue::task::{Class, TaskSpec, Work};
 use rigor_queue::{records, submit};
 use serde_json::json;
 

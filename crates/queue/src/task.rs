@@ -322,6 +322,42 @@ impl Default for Backoff {
 pub const RETRIES_DEFAULT: u32 = 2;
 
 impl TaskSpec {
+    /// A task with nothing but what every task has: the batch is its plan too, it has no item, no
+    /// folders, the default priority and retries, and was written now.
+    pub fn new(id: TaskId, batch: &str, task: &str, class: Class, work: Work) -> TaskSpec {
+        TaskSpec {
+            id,
+            batch: batch.to_owned(),
+            plan: batch.to_owned(),
+            task: task.to_owned(),
+            name: task.to_owned(),
+            class,
+            work,
+            item: None,
+            priority: default_priority(),
+            cpus: 1,
+            on: Vec::new(),
+            model: None,
+            min_tier: None,
+            vram: Vram::default(),
+            timeout_s: None,
+            kill_if_silent_s: None,
+            retries: RETRIES_DEFAULT,
+            backoff: Backoff::default(),
+            env: BTreeMap::new(),
+            env_file: None,
+            venv: None,
+            conda: None,
+            secrets: Vec::new(),
+            workdir: None,
+            requires: Vec::new(),
+            produces: Vec::new(),
+            plan_dir: PathBuf::new(),
+            batch_dir: PathBuf::new(),
+            created: Timestamp::now(),
+        }
+    }
+
     /// What the task needs, hashed: class, model, tier, agents, memory and CPU slots, and for a
     /// script its plan and task name, under which its memory is measured.
     pub fn shape(&self) -> Shape {

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use jiff::{Timestamp, ZonedDateTime};
 use rigor_config::Config;
-use rigor_queue::name::{FileName, PRIORITY_DEFAULT, TaskId};
+use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{Durability, submit};
-use rigor_queue::task::{Backoff, Class, Submission, TaskSpec, Vram, Work};
+use rigor_queue::task::{Class, Submission, TaskSpec, Work};
 use rigor_snapshot::{PLAN_TASK, plan_task_id};
 
 use crate::args::Submit;
@@ -151,35 +151,11 @@ pub(crate) fn spec(
     work: Work,
 ) -> TaskSpec {
     TaskSpec {
-        id,
-        batch: batch.to_owned(),
         plan: plan.to_owned(),
-        task: task.to_owned(),
-        name: task.to_owned(),
-        class,
-        work,
-        item: None,
-        priority: PRIORITY_DEFAULT,
-        cpus: 1,
-        on: Vec::new(),
-        model: None,
-        min_tier: None,
-        vram: Vram::default(),
-        timeout_s: None,
-        kill_if_silent_s: None,
         retries: 0,
-        backoff: Backoff::default(),
-        env: Default::default(),
-        env_file: None,
-        venv: None,
-        conda: None,
-        secrets: Vec::new(),
-        workdir: None,
-        requires: Vec::new(),
-        produces: Vec::new(),
         plan_dir: PathBuf::new(),
         batch_dir: PathBuf::new(),
-        created: Timestamp::now(),
+        ..TaskSpec::new(id, batch, task, class, work)
     }
 }
 

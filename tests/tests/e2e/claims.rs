@@ -9,7 +9,7 @@ use rigor_queue::claim::{self, Candidate};
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{Durability, expand};
-use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
+use rigor_queue::task::{Class, TaskSpec, Vram, Work};
 use rigor_tests::wait_until;
 
 const TASKS: u64 = 10_000;
@@ -125,36 +125,19 @@ fn claimant() {
 
 fn spec(n: u64, dir: &Path) -> TaskSpec {
     TaskSpec {
-        id: TaskId::derive(BATCH, "t", Some(&n.to_string())),
-        batch: BATCH.into(),
         plan: "plan".into(),
-        task: "t".into(),
         name: format!("t_{n}"),
-        class: Class::Cpu,
-        work: Work::Command {
-            command: "true".into(),
-        },
-        item: None,
-        priority: 5,
-        cpus: 1,
-        on: vec![],
-        model: None,
-        min_tier: None,
         vram: Vram::Infer,
-        timeout_s: None,
-        kill_if_silent_s: None,
-        retries: 2,
-        backoff: Backoff::default(),
-        env: BTreeMap::new(),
-        env_file: None,
-        venv: None,
-        conda: None,
-        secrets: vec![],
-        workdir: None,
-        requires: vec![],
-        produces: vec![],
         plan_dir: dir.to_owned(),
         batch_dir: dir.to_owned(),
-        created: jiff::Timestamp::now(),
+        ..TaskSpec::new(
+            TaskId::derive(BATCH, "t", Some(&n.to_string())),
+            BATCH,
+            "t",
+            Class::Cpu,
+            Work::Command {
+                command: "true".into(),
+            },
+        )
     }
 }

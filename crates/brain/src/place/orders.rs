@@ -108,35 +108,17 @@ impl Placer {
         let sequence = brain.sequence.take(1)?;
         let item = format!("brain-{sequence}");
         let spec = TaskSpec {
-            id: TaskId::derive(RIG_BATCH, task, Some(&item)),
-            batch: RIG_BATCH.to_owned(),
-            plan: RIG_BATCH.to_owned(),
-            task: task.to_owned(),
-            name: task.to_owned(),
-            class: Class::Meta,
-            work,
-            item: None,
-            priority: 5,
-            cpus: 1,
-            on: Vec::new(),
             model,
-            min_tier: None,
-            vram: Vram::default(),
-            timeout_s: None,
-            kill_if_silent_s: None,
             retries: 0,
-            backoff: Backoff::default(),
-            env: BTreeMap::new(),
-            env_file: None,
-            venv: None,
-            conda: None,
-            secrets: Vec::new(),
-            workdir: None,
-            requires: Vec::new(),
-            produces: Vec::new(),
             plan_dir: brain.rig.root().to_owned(),
             batch_dir: brain.rig.runs_dir(),
-            created: Timestamp::now(),
+            ..TaskSpec::new(
+                TaskId::derive(RIG_BATCH, task, Some(&item)),
+                RIG_BATCH,
+                task,
+                Class::Meta,
+                work,
+            )
         };
         let name = FileName::first(spec.priority, sequence, spec.shape(), spec.id);
         submit::submit(

@@ -1,6 +1,5 @@
 //! A rig in a temporary directory, with stand-in GPUs and real agents.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,7 +12,7 @@ use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::AttemptRecord;
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{Durability, submit};
-use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
+use rigor_queue::task::{Class, TaskSpec, Vram, Work};
 use rigor_queue::{presence, records};
 
 /// Longer than anything takes here, even on a busy machine.
@@ -122,40 +121,23 @@ impl TestRig {
 
     pub(crate) fn spec(&self, class: Class, name: &str, command: &str) -> TaskSpec {
         TaskSpec {
-            id: TaskId::derive(BATCH, name, None),
-            batch: BATCH.into(),
             plan: "plan".into(),
-            task: name
-                .trim_end_matches(|c: char| c.is_ascii_digit() || c == '_')
-                .to_owned()
-                + "_t",
             name: name.into(),
-            class,
-            work: Work::Command {
-                command: command.into(),
-            },
-            item: None,
-            priority: 5,
-            cpus: 1,
-            on: vec![],
-            model: None,
-            min_tier: None,
             vram: Vram::Infer,
-            timeout_s: None,
-            kill_if_silent_s: None,
-            retries: 2,
-            backoff: Backoff::default(),
-            env: BTreeMap::new(),
-            env_file: None,
-            venv: None,
-            conda: None,
-            secrets: vec![],
-            workdir: None,
-            requires: vec![],
-            produces: vec![],
             plan_dir: self.scratch(),
             batch_dir: self.scratch(),
-            created: jiff::Timestamp::now(),
+            ..TaskSpec::new(
+                TaskId::derive(BATCH, name, None),
+                BATCH,
+                &format!(
+                    "{}_t",
+                    name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_')
+                ),
+                class,
+                Work::Command {
+                    command: command.into(),
+                },
+            )
         }
     }
 

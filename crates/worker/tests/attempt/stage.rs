@@ -1,19 +1,17 @@
 //! A rig in a temporary directory, with one agent.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use rigor_exec::{Containment, Launch, Running, settle, spawn};
 use rigor_queue::claim::{self, Candidate, Held, Opened};
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{Durability, submit};
-use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
+use rigor_queue::task::{Class, TaskSpec, Vram, Work};
 
 pub(crate) const AGENT: &str = "gpu-1";
 pub(crate) const BATCH: &str = "b1";
@@ -96,35 +94,11 @@ impl Stage {
 
     pub(crate) fn task(&self, class: Class, work: Work) -> TaskSpec {
         TaskSpec {
-            id: TaskId::derive(BATCH, "t", None),
-            batch: BATCH.to_owned(),
             plan: "p".to_owned(),
-            task: "t".to_owned(),
-            name: "t".to_owned(),
-            class,
-            work,
-            item: None,
-            priority: 5,
-            cpus: 1,
-            on: Vec::new(),
-            model: None,
-            min_tier: None,
             vram: Vram::Infer,
-            timeout_s: None,
-            kill_if_silent_s: None,
-            retries: 2,
-            backoff: Backoff::default(),
-            env: BTreeMap::new(),
-            env_file: None,
-            venv: None,
-            conda: None,
-            secrets: Vec::new(),
-            workdir: None,
-            requires: Vec::new(),
-            produces: Vec::new(),
             plan_dir: self.plan.clone(),
             batch_dir: self.plan.join("history").join(BATCH),
-            created: Timestamp::now(),
+            ..TaskSpec::new(TaskId::derive(BATCH, "t", None), BATCH, "t", class, work)
         }
     }
 

@@ -50,16 +50,15 @@ pub fn check(
     wrong
 }
 
-/// Checks a rig of the [`driver`]: what it makes is whole, and nobody has cleaned up yet.
-pub fn check_driver(root: &Path, operation: Operation, acknowledged: &[TaskId]) -> Vec<String> {
-    let old = Duration::from_secs(60);
-    let mut wrong = check(
-        root,
-        driver::RIG_ID,
-        Path::new("/nowhere"),
-        old,
-        acknowledged,
-    );
+/// Checks a rig of the [`driver`]: what holds of every rig, and that expansions are whole.
+pub fn check_driver(
+    root: &Path,
+    operation: Operation,
+    litter_age: Duration,
+    acknowledged: &[TaskId],
+) -> Vec<String> {
+    let plans = Path::new("/nowhere");
+    let mut wrong = check(root, driver::RIG_ID, plans, litter_age, acknowledged);
     // An expansion is there whole (then the manifest names all of it) or not at all.
     let waiting = root.join("tasks/waiting").join(driver::BATCH);
     if matches!(operation, Operation::ExpandFew | Operation::ExpandMany) && waiting.is_dir() {

@@ -4,9 +4,10 @@
 
 use std::fmt;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rigor_exec::recovery::{self, RecoveryLimits};
 use rigor_exec::{Containment, finish, settle_unstarted};
 use rigor_queue::claim::{self, Candidate, Held, Moved, Opened};
@@ -157,6 +158,39 @@ impl Operation {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+/// The program: `act`, or what comes before and after it (`prepare`, `restart`, `again`), then the
+/// operation and the rig. Prints a line when that is acknowledged.
+pub fn main(words: &[String]) -> ExitCode {
+    let done = match words {
+        [what, operation, rig] => carry_out(what, operation, Path::new(rig)),
+        _ => Err(anyhow!(
+            "usage: fault-driver prepare|act|restart|again OPERATION RIG"
+        )),
+    };
+    match done {
+        Ok(ids) => {
+            println!("{}", acknowledgement(&ids));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("fault-driver: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(what: &str, operation: &str, rig: &Path) -> Result<Vec<TaskId>> {
+    let operation =
+        Operation::parse(operation).with_context(|| format!("no operation {operation:?}"))?;
+    match what {
+        "prepare" => prepare(operation, rig),
+        "act" => act(operation, rig),
+        "restart" => restart(rig).map(|()| Vec::new()),
+        "again" => again(operation, rig),
+        _ => bail!("no {what:?}"),
     }
 }
 

@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
+use rigor_queue::lane::Lane;
 use rigor_queue::name::TaskId;
 
 use crate::driver::{self, Operation};
@@ -19,6 +21,8 @@ use crate::{checker, parts};
 const ACKNOWLEDGEMENT: &str = "write(1<";
 /// A fault that has hit another call is tried again so often.
 const TRIES: usize = 8;
+/// What a program that died was writing may lie there so long.
+const LITTER_AGE: Duration = Duration::from_secs(60);
 
 /// What is done to a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -329,40 +333,38 @@ impl Bench<'_> {
         }
         let mut known = before;
         known.extend(said.acknowledged.unwrap_or_default());
-        let mut look = |when: &str, known: &[TaskId]| {
-            let found = checker::check_driver(root, self.operation, known);
-            wrong.extend(found.into_iter().map(|what| format!("{when}: {what}")));
-        };
-        look("after the fault", &known);
+        wrong.extend(self.look("after the fault", root, LITTER_AGE, &known));
         let finished = checker::finished(root, &known);
         self.step("restart", root);
-        look("after the restart", &known);
+        // From here on nothing unfinished may be left.
+        wrong.extend(self.look("after the restart", root, Duration::ZERO, &known));
         for id in finished {
-            if !checker::is_in(root, id, &[rigor_queue::lane::Lane::Complete]) {
+            if !checker::is_in(root, id, &[Lane::Complete]) {
                 wrong.push(format!(
                     "{id} had a valid result and is not complete after a restart"
                 ));
             }
         }
-        let ended = self.step("again", root);
-        let mut look = |when: &str, known: &[TaskId]| {
-            let found = checker::check_driver(root, self.operation, known);
-            wrong.extend(found.into_iter().map(|what| format!("{when}: {what}")));
-        };
-        known.extend(&ended);
-        look("at the end", &known);
-        for id in &known {
-            if !checker::is_in(root, *id, &[self.operation.ends_in()]) {
-                wrong.push(format!(
-                    "{id} is not in {} at the end",
-                    self.operation.ends_in()
-                ));
-            }
+        known.extend(self.step("again", root));
+        wrong.extend(self.look("at the end", root, Duration::ZERO, &known));
+        let end = self.operation.ends_in();
+        for id in known
+            .iter()
+            .filter(|id| !checker::is_in(root, **id, &[end]))
+        {
+            wrong.push(format!("{id} is not in {end} at the end"));
         }
         if wrong.is_empty() {
             let _ = fs::remove_dir_all(root);
         }
         wrong
+    }
+
+    /// What the checker finds.
+    fn look(&self, when: &str, root: &Path, litter_age: Duration, known: &[TaskId]) -> Vec<String> {
+        let found = checker::check_driver(root, self.operation, litter_age, known);
+        let said = found.into_iter().map(|what| format!("{when}: {what}"));
+        said.collect()
     }
 
     /// What a power cut just after the acknowledgement leaves.
@@ -374,9 +376,14 @@ impl Bench<'_> {
             known.extend(self.step("act", &root));
             image.cut().expect("cut the power");
         }
-        let mut wrong = checker::check_driver(&root, self.operation, &known);
+        let mut wrong = checker::check_driver(&root, self.operation, LITTER_AGE, &known);
         self.step("restart", &root);
-        wrong.extend(checker::check_driver(&root, self.operation, &known));
+        wrong.extend(checker::check_driver(
+            &root,
+            self.operation,
+            Duration::ZERO,
+            &known,
+        ));
         if self.operation.is_durable() {
             let end = self.operation.ends_in();
             for id in known

@@ -1,6 +1,5 @@
 //! Damaged plans and lists of items: every text is answered with a plan or with problems that can be
 //! shown, in bounded time and memory, and the same text always with the same answer.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "../../queue/tests/fuzz/mutate.rs"]
 mod mutate;
@@ -52,7 +51,6 @@ Every video has a transcript and tags.
 - **llm_model**: qwen2.5:7b
 - **prompt**: |
     Tag this: {FILE:out/{ITEM.id}.txt}
-- **batch_size**: 10
 
 ### summary
 - **depends_on**: `tag`, fetch
@@ -61,7 +59,7 @@ Every video has a transcript and tags.
 - **on_failure**: stop
 "#;
 
-const WORDS: [&str; 40] = [
+const WORDS: [&str; 41] = [
     "- **depends_on**: summary",
     "- **depends_on**: fetch, fetch,, none",
     "- **foreach**: a.csv",
@@ -72,6 +70,7 @@ const WORDS: [&str; 40] = [
     "- **timeout**: 1e9d",
     "- **timeout**: 0s",
     "- **vram_estimate_mb**: 18446744073709551615",
+    "- **batch_size**: 10",
     "- **batch_size**: 0",
     "- **batch_size**: 4294967296",
     "- **max_failed**: 101%",

@@ -6,6 +6,7 @@
 pub mod claim;
 pub mod error;
 mod format;
+pub mod fsck;
 pub mod heartbeat;
 pub mod index;
 pub mod lane;

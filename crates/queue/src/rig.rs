@@ -1,5 +1,7 @@
 //! The rig directory: where everything lies, and whether it can be trusted to hold a queue.
 
+mod sync;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -13,6 +15,8 @@ use crate::error::{QueueError, Result};
 use crate::lane::Lane;
 use crate::name::{self, FileName, Shape, TaskId};
 use crate::task::Class;
+
+pub(crate) use sync::sync_dir;
 
 /// The brain's name among the agents.
 pub const BRAIN: &str = "brain";
@@ -167,35 +171,6 @@ impl Rig {
             owner: me,
             failed_sync: Arc::default(),
         })
-    }
-
-    /// Refuses once an fsync has failed. After such a failure the kernel takes the pages for clean,
-    /// so that the next fsync succeeds and says nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`QueueError::ReadOnly`].
-    pub fn writable(&self) -> Result<()> {
-        match self.failed_sync.get() {
-            None => Ok(()),
-            Some(failed) => Err(QueueError::ReadOnly {
-                root: self.root.clone(),
-                failed: failed.clone(),
-            }),
-        }
-    }
-
-    /// The outcome of an fsync. One that failed is the last: see [`Rig::writable`]. A full disk
-    /// alone is no such failure: it is said before anything is lost, and what follows is written
-    /// anew.
-    pub(crate) fn synced<T>(&self, outcome: Result<T>) -> Result<T> {
-        use io::ErrorKind::{QuotaExceeded, StorageFull};
-        if let Err(error) = &outcome
-            && !matches!(error.io_kind(), None | Some(StorageFull | QuotaExceeded))
-        {
-            let _ = self.failed_sync.set(error.to_string());
-        }
-        outcome
     }
 
     /// The directory itself, absolute.
@@ -494,13 +469,6 @@ pub(crate) fn make_dir(path: &Path) -> Result<()> {
         .mode(0o755)
         .create(path)
         .map_err(QueueError::io("make directory", path))
-}
-
-/// Makes a directory's entries survive a power cut.
-pub(crate) fn sync_dir(path: &Path) -> Result<()> {
-    fs::File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(QueueError::io("fsync", path))
 }
 
 fn subdirs(path: &Path) -> Result<Vec<String>> {

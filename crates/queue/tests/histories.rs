@@ -15,7 +15,7 @@ use rigor_queue::submit::{self, Durability};
 use rigor_queue::task::{Backoff, Class, TaskSpec, Vram, Work};
 use rigor_queue::{Lease, records};
 
-const TASKS: usize = 3;
+const TASKS: usize = 2;
 const AGENTS: [&str; 2] = ["gpu-1", "gpu-2"];
 const BATCH: &str = "b";
 const CLASS: Class = Class::Cpu;
@@ -77,8 +77,8 @@ fn op() -> impl Strategy<Value = Op> {
         3 => agent.prop_map(Op::Recover),
         3 => task.clone().prop_map(Op::Retry),
         1 => task.clone().prop_map(Op::Raise),
-        1 => task.clone().prop_map(Op::GiveUp),
-        1 => task.clone().prop_map(Op::Cancel),
+        2 => task.clone().prop_map(Op::GiveUp),
+        2 => task.clone().prop_map(Op::Cancel),
         2 => task.clone().prop_map(Op::Revive),
         1 => task.clone().prop_map(Op::Quarantine),
         2 => task.prop_map(Op::Zombie),
@@ -564,7 +564,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_directory_is_what_the_model_says(ops in prop::collection::vec(op(), 1..120)) {
+    fn the_directory_is_what_the_model_says(ops in prop::collection::vec(op(), 1..250)) {
         let mut bed = Bed::new();
         for op in &ops {
             bed.step(op);

@@ -526,3 +526,22 @@ fn a_held_batch_takes_its_queued_tasks_back() {
         Moved::Done
     );
 }
+
+/// Who takes a component's lock empties the file before it writes its name: at that moment nobody
+/// can say whether the holder is there for life or for a moment, so it is waited for.
+#[test]
+fn a_lock_without_a_name_is_waited_for() {
+    let Setup { rig, .. } = &setup();
+    let lock = ComponentLock::acquire(rig, "gpu-1", Role::Recovering).unwrap();
+    fs::write(rig.agent_dir("gpu-1").join("lock"), "").unwrap();
+    let owned = rig.clone();
+    let (sender, taken) = mpsc::channel();
+    std::thread::spawn(move || {
+        let lock = ComponentLock::take(&owned, "gpu-1", Duration::from_secs(20));
+        sender.send(lock.is_ok()).unwrap();
+    });
+    let early = taken.recv_timeout(Duration::from_millis(200));
+    assert!(early.is_err(), "it waits: {early:?}");
+    drop(lock);
+    assert!(taken.recv_timeout(Duration::from_secs(20)).unwrap());
+}

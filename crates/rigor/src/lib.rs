@@ -12,6 +12,7 @@ mod detached;
 mod doctor;
 mod down;
 mod exit;
+mod fsck;
 mod init;
 mod load;
 mod log_level;
@@ -78,6 +79,7 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
         Command::Load(args) => load::load(at, args),
         Command::Unload(args) => load::unload(at, args),
         Command::Doctor(args) => doctor::run(at, args),
+        Command::Fsck(args) => fsck::run(at, args),
         Command::Report(args) => report::run(at, args),
         Command::Completions(args) => completions(args.shell),
         Command::Detached(args) => detached::become_it(args),

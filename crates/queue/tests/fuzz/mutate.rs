@@ -136,7 +136,10 @@ pub(crate) fn bytes(dice: &mut Dice, seed: &[u8]) -> Vec<u8> {
     bytes
 }
 
-#[allow(dead_code, reason = "shared with the tests of crates/plan and crates/config")]
+#[allow(
+    dead_code,
+    reason = "shared with the tests of crates/plan and crates/config"
+)]
 /// Changes lines: drops, doubles, swaps, and puts words of `dictionary` in.
 pub(crate) fn lines(dice: &mut Dice, seed: &str, dictionary: &[&str]) -> Vec<u8> {
     let mut lines: Vec<String> = seed.lines().map(str::to_owned).collect();

@@ -98,6 +98,23 @@ pub(crate) struct Doctor {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  rigor fsck --dry-run               say what is wrong, change nothing; also while the rig runs
+  rigor down && rigor fsck           mend what is safe
+  rigor fsck --dry-run --json | jq '.findings[] | {check, path}'
+
+Mending deletes nothing but unfinished writing: what cannot be believed goes to tasks/quarantine/.")]
+pub(crate) struct Fsck {
+    /// Only say what is wrong.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
   rigor completions bash > ~/.local/share/bash-completion/completions/rigor
   rigor completions zsh > ~/.zfunc/_rigor")]
 pub(crate) struct Completions {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod control;
+mod fsck;
 mod gpu_time;
 mod hand_made;
 mod init;

@@ -1,0 +1,194 @@
+//! Every violation is found, and what is safe is mended, once.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "bed/mod.rs"]
+mod bed;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use bed::{Bed, bed, failed, queued};
+use rigor_queue::claim::{self, Candidate, Held};
+use rigor_queue::fsck::{Check, look};
+use rigor_queue::name::FileName;
+use rigor_queue::record::{AttemptRecord, Outcome};
+use rigor_queue::records;
+use rigor_queue::rig::{Place, Rig};
+use rigor_queue::submit::{self, Durability, Sequence};
+use rigor_queue::task::Class;
+
+fn claimed(rig: &Rig, name: &FileName) -> Held {
+    let Candidate::Ready(held) = claim::candidate(rig, Class::Cpu, name).unwrap() else {
+        panic!("it is free");
+    };
+    held.claim(rig, "gpu-1", false).unwrap().unwrap()
+}
+
+/// What is found: the check and the path under the rig.
+fn found(rig: &Rig) -> Vec<(Check, String)> {
+    let under =
+        |path: &std::path::Path| path.strip_prefix(rig.root()).unwrap().display().to_string();
+    let all = look(rig).unwrap();
+    all.iter()
+        .map(|one| (one.check, under(&one.path)))
+        .collect()
+}
+
+/// Mends all that is safe; what is left.
+fn mended(rig: &Rig) -> Vec<(Check, String)> {
+    for finding in look(rig).unwrap() {
+        assert_eq!(finding.mend(rig).unwrap(), finding.safe, "{finding:?}");
+    }
+    found(rig)
+}
+
+fn sequenced(rig: &Rig) {
+    Sequence::open(rig, Durability::Process)
+        .unwrap()
+        .take(100)
+        .unwrap();
+}
+
+#[test]
+fn a_sound_rig_has_no_finding() {
+    let Bed { rig, .. } = &bed();
+    sequenced(rig);
+    let (first, spec) = queued(rig, "a", 1);
+    queued(rig, "b", 2);
+    let (running, _) = queued(rig, "c", 3);
+    drop(claimed(rig, &running));
+    let held = claimed(rig, &first);
+    let record = AttemptRecord::without_worker("gpu-1", &first, &spec, Outcome::Succeeded);
+    records::replace(rig, &record).unwrap();
+    held.complete(rig).unwrap();
+    assert_eq!(found(rig), []);
+}
+
+#[test]
+fn what_a_crash_left_is_finished() {
+    let Bed { rig, .. } = &bed();
+    sequenced(rig);
+    for (task, outcome, lane) in [
+        ("good", Outcome::Succeeded, "complete/b"),
+        ("bad", failed(), "retry/b"),
+        (
+            "lost",
+            Outcome::Lost {
+                reason: "its agent died".to_owned(),
+            },
+            "queue/cpu",
+        ),
+    ] {
+        let (name, spec) = queued(rig, task, 1);
+        drop(claimed(rig, &name));
+        let record = AttemptRecord::without_worker("gpu-1", &name, &spec, outcome);
+        records::replace(rig, &record).unwrap();
+        let at = format!("tasks/processing/gpu-1/{name}");
+        assert_eq!(found(rig), [(Check::Unfinished, at)]);
+        assert_eq!(mended(rig), []);
+        let now = rig.root().join("tasks").join(lane);
+        let there = fs::read_dir(&now).unwrap().filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name().into_string().unwrap();
+            name.contains(&spec.id.to_string())
+        });
+        assert_eq!(there.count(), 1, "{task} is in {lane}");
+    }
+}
+
+#[test]
+fn what_cannot_be_believed_goes_to_quarantine() {
+    let Bed { rig, .. } = &bed();
+    sequenced(rig);
+    let (name, spec) = queued(rig, "a", 1);
+    let queue = rig.dir(Place::Queue(Class::Cpu));
+    let sealed = fs::read(queue.join(name.to_string())).unwrap();
+    // The same task in a later lane; of another class; damaged; empty; of a foreign name; a link.
+    fs::write(rig.dir(Place::Retry("b")).join(name.to_string()), &sealed).unwrap();
+    records::replace(
+        rig,
+        &AttemptRecord::without_worker("gpu-1", &name, &spec, failed()),
+    )
+    .unwrap();
+    let script = rig.dir(Place::Queue(Class::Script));
+    fs::write(script.join(name.to_string()), &sealed).unwrap();
+    let (flipped, _) = queued(rig, "flipped", 2);
+    let mut bytes = fs::read(queue.join(flipped.to_string())).unwrap();
+    bytes[60] ^= 1;
+    fs::write(queue.join(flipped.to_string()), bytes).unwrap();
+    let (empty, _) = queued(rig, "empty", 3);
+    fs::write(queue.join(empty.to_string()), "").unwrap();
+    fs::write(queue.join("notes.txt"), "x").unwrap();
+    let (link, _) = queued(rig, "link", 4);
+    fs::remove_file(queue.join(link.to_string())).unwrap();
+    symlink("/etc/hostname", queue.join(link.to_string())).unwrap();
+    let mut expected = vec![
+        (Check::Name, "tasks/queue/cpu/notes.txt".to_owned()),
+        (Check::Place, format!("tasks/queue/script/{name}")),
+        (Check::OneLane, format!("tasks/queue/cpu/{name}")),
+    ];
+    for name in [flipped, empty, link] {
+        expected.push((Check::Content, format!("tasks/queue/cpu/{name}")));
+    }
+    let mut all = found(rig);
+    all.sort();
+    expected.sort();
+    assert_eq!(all, expected);
+    assert_eq!(mended(rig), []);
+    assert!(
+        rig.path(Place::Retry("b"), &name).exists(),
+        "the later one stays"
+    );
+    assert_eq!(
+        fs::read_dir(rig.dir(Place::Quarantine)).unwrap().count(),
+        12,
+        "each with its reason"
+    );
+}
+
+#[test]
+fn litter_orphans_and_the_sequence_are_put_in_order() {
+    let Bed { rig, .. } = &bed();
+    queued(rig, "a", 41);
+    fs::write(rig.root().join("tasks/queue/cpu/.new-abc"), "half").unwrap();
+    fs::create_dir(rig.root().join("tasks/waiting/b/.new-t")).unwrap();
+    fs::write(rig.root().join("tasks/waiting/b/.new-t/x"), "half").unwrap();
+    fs::create_dir(rig.attempts_dir("gone")).unwrap();
+    fs::create_dir(rig.signals_dir("gpu-1").join("stop")).unwrap();
+    let expected = [
+        (Check::Litter, "tasks/queue/cpu/.new-abc"),
+        (Check::Litter, "tasks/waiting/b/.new-t"),
+        (Check::Attempts, "attempts/gone"),
+        (Check::Sequence, "brain/sequence"),
+        (Check::Signal, "signals/gpu-1/stop"),
+    ];
+    assert_eq!(
+        found(rig),
+        expected.map(|(check, path)| (check, path.to_owned()))
+    );
+    assert_eq!(mended(rig), []);
+    let first = Sequence::open(rig, Durability::Process)
+        .unwrap()
+        .take(1)
+        .unwrap();
+    assert_eq!(first, 42, "no number is given twice");
+}
+
+#[test]
+fn what_no_machine_can_decide_is_only_said() {
+    let Bed { rig, .. } = &bed();
+    sequenced(rig);
+    let (name, _) = queued(rig, "a", 1);
+    claimed(rig, &name).complete(rig).unwrap();
+    let (bad, _) = queued(rig, "b", 2);
+    claimed(rig, &bad).fail(rig).unwrap();
+    fs::remove_dir_all(rig.root().join("tasks/cancelled")).unwrap();
+    symlink("/tmp", rig.root().join("tasks/cancelled")).unwrap();
+    let expected = [
+        (Check::Lane, "tasks/cancelled".to_owned()),
+        (Check::Record, format!("tasks/complete/b/{name}")),
+        (Check::Record, format!("tasks/retry/b/{bad}")),
+    ];
+    assert_eq!(found(rig), expected);
+    assert_eq!(mended(rig), expected, "nothing of it is touched");
+    let _ = submit::manifest(rig, "b", "a");
+}

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rigor_plan::PlanTask;
-use rigor_policy::fit::{self, Fit, ModelNeed, Needs, PEAK_MARGIN_PERCENT};
+use rigor_policy::fit::{self, Fit, ModelNeed, Needs};
 use rigor_queue::task::{Class, Vram};
 use serde_json::json;
 
@@ -99,10 +99,8 @@ pub(crate) fn agents(brain: &Context, agents: &Agents) -> Vec<fit::Agent> {
 
 /// What queued tasks of a shape need.
 pub(crate) fn of_shape(brain: &Context, info: &ShapeInfo) -> Needs {
-    let peak = || {
-        let known = brain.measured.get(&info.measured_as)?;
-        known.vram_mb.map(|mb| mb + mb * PEAK_MARGIN_PERCENT / 100)
-    };
+    // Without the margin: where only that does not fit, an agent runs it alone.
+    let peak = || brain.measured.get(&info.measured_as)?.vram_mb;
     let vram_mb = match info.vram {
         Vram::Fixed { mb } => Some(mb),
         Vram::Infer => peak(),

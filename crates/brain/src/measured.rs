@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use jiff::Timestamp;
 use rigor_models::{Measurement, Measurements, load_key, speed_key};
-use rigor_queue::record::{AttemptRecord, Outcome};
+use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
 use rigor_queue::rig::Rig;
 use rigor_queue::submit;
 
@@ -63,8 +63,16 @@ impl Measured {
     }
 
     /// Learns from an attempt that failed: it may have ended before its peak, so it proves a peak
-    /// only where one is known and that was higher.
+    /// only where one is known and that was higher. One that ran out of memory proves nothing of the
+    /// others of its name: it may have filled the whole GPU, and all of them would never fit again.
     pub(crate) fn learn_failed(&mut self, key: &str, record: &AttemptRecord) {
+        if let Outcome::Failed {
+            kind: FailureKind::OutOfMemory,
+            ..
+        } = record.outcome
+        {
+            return;
+        }
         let (Some(entry), Some(seen)) = (self.entries.0.get_mut(key), record.peaks.vram_mb) else {
             return;
         };
@@ -272,5 +280,14 @@ mod tests {
         assert_eq!(peak(&measured), Some(700));
         measured.learn_failed("p/t", &failed(900));
         assert_eq!(peak(&measured), Some(900));
+        let filled_the_gpu = AttemptRecord {
+            outcome: Outcome::Failed {
+                kind: FailureKind::OutOfMemory,
+                reason: "out of GPU memory".into(),
+            },
+            ..failed(5900)
+        };
+        measured.learn_failed("p/t", &filled_the_gpu);
+        assert_eq!(peak(&measured), Some(900), "it was one of them");
     }
 }

@@ -205,8 +205,20 @@ impl Placer {
             self.failures.failed(agent, model, cause, Instant::now());
         }
         self.gains.came_to_nothing(name.id, reason);
-        let what = model.map_or("unload".to_owned(), |model| format!("load of {model}"));
-        tracing::warn!(task = %name.id, "The {what} on {agent} failed: {reason}");
+        // The reason names the model itself.
+        let (what, cause) = match (model, reason.strip_prefix("unload ")) {
+            (Some(model), _) => {
+                let start = format!("load {model}: ");
+                let cause = reason.strip_prefix(start.as_str()).unwrap_or(reason);
+                (format!("load of {model}"), cause)
+            }
+            (None, Some(of)) => match of.split_once(": ") {
+                Some((model, cause)) => (format!("unload of {model}"), cause),
+                None => ("unload".to_owned(), reason),
+            },
+            (None, None) => ("unload".to_owned(), reason),
+        };
+        tracing::warn!(task = %name.id, "The {what} on {agent} failed: {cause}");
         claim::give_up(&brain.rig, RIG_BATCH, &name)?;
         Ok(())
     }
@@ -246,7 +258,7 @@ impl Placer {
                     next,
                     reason,
                 } => {
-                    self.unload(brain, &agent, next.as_deref(), &reason)?;
+                    self.unload(brain, &view, &agent, next.as_deref(), &reason)?;
                     room.get_or_insert_with(|| format!("{agent} is to free its model: {reason}"));
                 }
                 Decision::Split { step } => self.split(brain, step)?,
@@ -341,6 +353,7 @@ impl Placer {
                 holders: holders(&verdict.model),
                 asked: asked(&verdict.model),
                 reason: verdict.reason.clone(),
+                stranded: self.stranded.contains_key(&verdict.model),
             })
             .collect()
     }

@@ -171,12 +171,49 @@ impl Report {
             lines.push("the last line is not finished: left out".to_owned());
         }
         lines.push(format!(
-            "{} decisions made again: {} equal, {} different; {} lines cannot be used",
-            self.decisions,
+            "{} made again: {} equal, {} different; {} cannot be used",
+            plural(self.decisions, "decision"),
             self.equal,
             self.differences.len(),
-            self.unreadable.len()
+            plural(self.unreadable.len(), "line")
         ));
+        for (rules, number) in &self.recorded_by {
+            if *rules != POLICY {
+                lines.push(format!(
+                    "{number} of them by rules {rules}, these are rules {POLICY}: what is different may have been changed on purpose"
+                ));
+            }
+        }
         lines.join("\n") + "\n"
+    }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{s}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions_of_other_rules_are_said_to_be() {
+        let report = |policy: u32| Report {
+            policy: POLICY,
+            decisions: 1,
+            equal: 1,
+            recorded_by: BTreeMap::from([(policy, 1)]),
+            ..Report::default()
+        };
+        let summary = "1 decision made again: 1 equal, 0 different; 0 lines cannot be used\n";
+        assert_eq!(report(POLICY).words(), summary);
+        let other = POLICY + 1;
+        assert_eq!(
+            report(other).words(),
+            format!(
+                "{summary}1 of them by rules {other}, these are rules {POLICY}: what is different may have been changed on purpose\n"
+            )
+        );
     }
 }

@@ -14,8 +14,8 @@ use crate::problem::{ConfigError, nearest};
 use crate::secret::{Secret, SecretText};
 use crate::section::{Section, Source, kind};
 use crate::{
-    Config, CpuAgent, Durability, Gpu, Limits, Log, Model, Nvml, RESERVED_AGENT_NAMES, Rig,
-    Runtime, Stuck, Timing,
+    Config, CpuAgent, Durability, Gpu, Limits, Log, Model, ModelKind, Nvml, RESERVED_AGENT_NAMES,
+    Rig, Runtime, Stuck, Timing,
 };
 
 /// Above the ports that only root may take.
@@ -64,10 +64,24 @@ fn config(root: &Section<'_, '_>, source: &Source<'_>, path: &Path) -> Config {
         .iter()
         .filter_map(|section| catalogue::model(section, rig_dir, &mut ids))
         .collect();
+    let embeddings: Vec<String> = models
+        .iter()
+        .filter(|model| model.kind == ModelKind::Embedding)
+        .map(|model| model.id.clone())
+        .collect();
     let gpus = root.tables("gpu");
     let gpus: Vec<Gpu> = gpus
         .iter()
-        .filter_map(|section| gpu(section, &mut names, &mut ports, &mut uuids, &ids))
+        .filter_map(|section| {
+            gpu(
+                section,
+                &mut names,
+                &mut ports,
+                &mut uuids,
+                &ids,
+                &embeddings,
+            )
+        })
         .collect();
     let cpu_agents = root.tables("cpu_agent");
     let cpu_agents: Vec<CpuAgent> = cpu_agents
@@ -146,6 +160,7 @@ fn gpu(
     ports: &mut Unique,
     uuids: &mut Unique,
     models: &Unique,
+    embeddings: &[String],
 ) -> Option<Gpu> {
     let name = agent_name(section, names, "gpu-1");
     let uuid = section.required("uuid", "GPU-0f3c2a9e-...").filter(|uuid| {
@@ -174,6 +189,14 @@ fn gpu(
         section.problem(
             "model",
             format!("no [[model]] has the id \"{model}\"{near}"),
+        );
+    }
+    if let Some(model) = &model
+        && embeddings.contains(model)
+    {
+        section.problem(
+            "model",
+            format!("\"{model}\" is of kind \"embedding\": a prompt that names no model would get a vector for an answer; leave `model` out, or name a chat model"),
         );
     }
     let vram_share = section.share("vram_share");

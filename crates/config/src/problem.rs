@@ -75,8 +75,11 @@ pub struct UnknownName {
     pub nearest: Option<String>,
 }
 
+/// Names less alike (Jaro-Winkler, 0 to 1) are no slip of the pen: naming one would mislead.
+const NEAR: f64 = 0.7;
+
 /// The candidate most like `word`: the fewest edits, then the most alike from the start.
-/// None only where there are no candidates.
+/// None where no candidate is like it.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let likeness = |candidate: &str| {
         (
@@ -87,6 +90,13 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     };
     candidates
         .into_iter()
+        .filter(|candidate| {
+            // A long name may have been begun and not finished.
+            let begun: String = candidate.chars().take(word.chars().count()).collect();
+            [candidate, begun.as_str()]
+                .iter()
+                .any(|like| strsim::jaro_winkler(word, like) >= NEAR)
+        })
         .min_by_key(|candidate| likeness(candidate))
 }
 
@@ -130,6 +140,9 @@ mod tests {
             Some("heartbeat_warn")
         );
         assert_eq!(nearest("x", []), None);
+        let batch = "video-tags-20260207-214530-ab2c";
+        assert_eq!(nearest("vidoe", [batch]), Some(batch));
+        assert_eq!(nearest("nosuch", ["huge", "tiny", "embed"]), None);
     }
 
     #[test]

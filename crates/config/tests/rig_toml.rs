@@ -120,6 +120,24 @@ lock_poll = "0s"
     );
 }
 
+/// A prompt that names no model would be answered with a vector.
+#[test]
+fn an_embedding_model_is_no_gpus_default() {
+    let text = |kind: &str| {
+        format!(
+            "[[gpu]]\nname = \"gpu-1\"\nuuid = \"GPU-1\"\nport = 12001\nmodel = \"embed\"\n\
+             [[model]]\nid = \"embed\"\nkind = \"{kind}\"\nruntime = \"command\"\ncommand = \"x {{PORT}}\"\n"
+        )
+    };
+    assert!(parse(&text("chat")).is_ok());
+    refused(
+        &text("embedding"),
+        &[
+            "5: \"embed\" is of kind \"embedding\": a prompt that names no model would get a vector for an answer; leave `model` out, or name a chat model",
+        ],
+    );
+}
+
 #[test]
 fn the_message_names_file_line_and_column() {
     let message = parse("[timing]\n  stuck_afer = \"5m\"\n")
@@ -442,7 +460,7 @@ fn a_wrong_secret_is_not_repeated() {
 }
 
 fn answers() -> InitAnswers {
-    InitAnswers {
+    let mut answers = InitAnswers {
         rig_name: "the \"garage\"".into(),
         rig_id: "k3v9x0qa".into(),
         gpus: vec![
@@ -463,7 +481,7 @@ fn answers() -> InitAnswers {
         cpu_agents: vec!["cpu-1".into()],
         models: vec![Model {
             id: "stand-in".into(),
-            kind: ModelKind::Embedding,
+            kind: ModelKind::Chat,
             serving: Serving::Command {
                 words: vec!["serve it".into(), "--port={PORT}".into(), "{FILE}".into()],
                 url: Some("http://127.0.0.1:{PORT}".into()),
@@ -481,7 +499,13 @@ fn answers() -> InitAnswers {
         llama_server: Some("/opt/llama/llama-server".into()),
         nvml_library: Some("lib/libnvidia-ml.so.1".into()),
         simulated: true,
-    }
+    };
+    answers.models.push(Model {
+        id: "embed".into(),
+        kind: ModelKind::Embedding,
+        ..answers.models[0].clone()
+    });
+    answers
 }
 
 #[test]

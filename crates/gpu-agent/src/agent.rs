@@ -327,8 +327,8 @@ impl Agent {
             }
             (Some(opening), Ok(opened)) => {
                 let device = opening.opened(&self.name, *opened);
-                self.measured.bound(device.ledger.budget_mb());
                 self.device = Some(device);
+                self.bound_needs();
             }
             // Asked by an opening alone.
             (None, _) => {}
@@ -344,6 +344,7 @@ impl Agent {
         };
         let changed = device.taken(result, Instant::now());
         self.note_overdrafts();
+        self.bound_needs();
         let Some(device) = &self.device else { return };
         if !changed {
             return;

@@ -29,6 +29,8 @@ pub(crate) struct Beat {
 struct State {
     health: Health,
     llm: LlmBeat,
+    /// Models whose failed loads wait.
+    failing: Vec<String>,
     running: usize,
     idle: Option<Refusal>,
     completed: u64,
@@ -96,9 +98,16 @@ impl Agent {
     }
 
     fn beat_state(&self, now: Instant) -> State {
+        let mut llm = self.llm.beat(now);
+        if let LlmBeat::Failed { until, .. } = &mut llm {
+            // It is reckoned anew each time, and what differs by that is no change.
+            *until = Timestamp::UNIX_EPOCH;
+        }
+        let failing = self.llm.failing(now).into_iter();
         State {
             health: self.health().0,
-            llm: self.llm.beat(now),
+            llm,
+            failing: failing.map(|failed| failed.model).collect(),
             running: self.attempts.len(),
             idle: self.idle().map(|verdict| verdict.code),
             completed: self.counts.completed(),
@@ -118,6 +127,7 @@ impl Agent {
             }),
             gpu: self.device.as_ref().map(crate::device::Device::beat),
             llm: self.llm.beat(now),
+            failed_loads: self.llm.failing(now),
             idle_since: idle.is_some().then_some(self.last_work_at),
             idle,
             verdicts: refused.verdicts,

@@ -25,6 +25,9 @@ const FAILING_WARN: Duration = Duration::from_secs(60);
 const OPEN_AGAIN: Duration = Duration::from_secs(2);
 /// The longest time between two tries to open NVML.
 const OPEN_AGAIN_MOST: Duration = Duration::from_secs(60);
+/// What is said of a lost GPU that can be read.
+const ANSWERS_AGAIN: &str =
+    ", and answers again: start its agent anew to use it (`rigor down`, then `rigor up`)";
 /// The ledger's name for the LLM runtime's lease.
 pub(crate) const MODEL_LEASE: &str = "model";
 
@@ -173,6 +176,7 @@ impl Device {
                 if self.failing.take().is_some_and(|failing| failing.warned) {
                     tracing::info!("The GPU can be read again");
                 }
+                self.answers_again();
                 self.observe(sample);
             }
             Err(error) => {
@@ -185,6 +189,17 @@ impl Device {
         }
         // A temperature that moves is no change; another condition is.
         std::mem::discriminant(&before) != std::mem::discriminant(&self.condition)
+    }
+
+    /// A lost GPU that is read once more may have been reset: what ran on it is gone, and whether it
+    /// can be trusted is for its owner to say, who is told how.
+    fn answers_again(&mut self) {
+        if let Condition::Lost { cause } = &mut self.condition
+            && !cause.contains(ANSWERS_AGAIN)
+        {
+            *cause += ANSWERS_AGAIN;
+            tracing::warn!("The GPU was lost{ANSWERS_AGAIN}");
+        }
     }
 
     fn observe(&mut self, sample: Sample) {

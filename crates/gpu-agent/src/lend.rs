@@ -15,6 +15,7 @@ use rigor_queue::record::Outcome;
 use rigor_queue::task::Class;
 
 use crate::agent::Agent;
+use crate::device::Device;
 use crate::llm::{Duty, Phase};
 
 /// What a GPU is kept for.
@@ -99,6 +100,16 @@ impl Agent {
             Ok(gpu.uuid.clone())
         };
         lenders.iter().map(gpu).collect()
+    }
+
+    /// NVML's indices of this agent's GPU and of those of `lenders`, as far as all are known. None of
+    /// stand-ins: CUDA does not count those.
+    pub(crate) fn gpu_indices(&self, lenders: &[String]) -> Vec<u32> {
+        let own = self.device.as_ref().map(Device::beat);
+        let lent = |name: &String| presence::heartbeat(&self.rig, name).ok()??.gpu;
+        let all = std::iter::once(own).chain(lenders.iter().map(lent));
+        let real = all.map(|gpu| gpu.filter(|gpu| !gpu.stand_in).map(|gpu| gpu.index));
+        real.collect::<Option<Vec<u32>>>().unwrap_or_default()
     }
 
     /// Whether none of these agents runs a script, whose end would falsify the memory that proves a

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rigor_config::ModelKind;
-use rigor_policy::admission::{FailedLoad, LlmState, Slots};
+use rigor_policy::admission::{LlmState, Slots};
 use rigor_queue::claim::Held;
 use rigor_queue::heartbeat::LlmBeat;
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome, Peaks};
@@ -35,7 +35,7 @@ pub(crate) struct Served {
     load_ms: u64,
     since: Timestamp,
     /// Agents whose GPUs it is on besides this one's.
-    lenders: Vec<String>,
+    pub(crate) lenders: Vec<String>,
 }
 
 /// A meta task that the agent works on, and when it began.
@@ -93,6 +93,8 @@ pub(crate) struct Llm {
     pub(crate) progress_at: Option<Instant>,
     /// When the files of failed loads are looked at again.
     pub(crate) look_at: Option<Instant>,
+    /// Why the GPU is quarantined, where that is for what a runtime left.
+    pub(crate) stuck: Option<String>,
     /// What each model was seen to take of the GPU's memory, MiB.
     pub(crate) measured_mb: ModelMemory,
 }
@@ -105,6 +107,7 @@ impl Llm {
             trying: None,
             progress_at: None,
             look_at: None,
+            stuck: None,
             measured_mb: ModelMemory::default(),
         }
     }
@@ -166,19 +169,6 @@ impl Llm {
         }
     }
 
-    pub(crate) fn failed_loads(&self, now: Instant) -> Vec<FailedLoad> {
-        let failed = self.failures.iter().map(|(model, failure)| FailedLoad {
-            model: model.to_owned(),
-            cause: failure.cause.clone(),
-            retry_in_s: failure
-                .until
-                .saturating_duration_since(now)
-                .as_millis()
-                .div_ceil(1000) as u64,
-        });
-        failed.collect()
-    }
-
     /// When the next backoff is over.
     pub(crate) fn retry_due(&self, now: Instant) -> Option<Instant> {
         self.failures.next_due(now)
@@ -187,16 +177,12 @@ impl Llm {
     pub(crate) fn beat(&self, now: Instant) -> LlmBeat {
         match &self.phase {
             Phase::Cold => {
-                let failing = self
-                    .failures
-                    .iter()
-                    .filter(|(_, failure)| failure.until > now);
-                match failing.max_by_key(|(_, failure)| failure.until) {
-                    Some((model, failure)) => LlmBeat::Failed {
-                        model: model.to_owned(),
-                        cause: failure.cause.clone(),
-                        until: Timestamp::now()
-                            + SignedDuration::try_from(failure.until - now).unwrap_or_default(),
+                let failing = self.failing(now).into_iter();
+                match failing.max_by_key(|failure| failure.until) {
+                    Some(failed) => LlmBeat::Failed {
+                        model: failed.model,
+                        cause: failed.cause,
+                        until: failed.until,
                     },
                     None => LlmBeat::Cold,
                 }
@@ -248,7 +234,7 @@ impl Agent {
         let quiet = self.attempts.of_class(Class::Script) == 0 && self.are_quiet(&lenders);
         let more_gpus = match self.lent_gpus(model, &lenders) {
             Ok(uuids) => uuids,
-            Err(why) => return self.load_failed(model, duty, &why),
+            Err(why) => return self.load_not_begun(model, duty, &why),
         };
         let mut spec = match (self.config.model(model), self.port) {
             (Ok(model), Some(port)) => runtime_spec(&self.config, model, port, self.room(), quiet),
@@ -256,6 +242,7 @@ impl Agent {
             (Ok(_), None) => return self.load_failed(model, duty, "this agent has no GPU"),
         };
         spec.more_gpus = more_gpus;
+        spec.gpu_indices = self.gpu_indices(&lenders);
         self.llm.trying = Some(Trying::new(&spec, self.room()));
         let over = match lenders.as_slice() {
             [] => String::new(),
@@ -283,7 +270,7 @@ impl Agent {
             Ok(loaded) => loaded,
             Err(error) => {
                 if let Some(left) = &error.left_behind {
-                    self.quarantine_gpu(&left.to_string());
+                    self.runtime_stuck(&left.to_string());
                 }
                 return self.load_failed_as(
                     &model,
@@ -310,7 +297,7 @@ impl Agent {
         }
         tracing::info!(
             model = %model,
-            "model ready in {} - {} is now HOT",
+            "{model}: model ready in {} - {} is now HOT",
             seconds(loaded.load_ms),
             self.name
         );
@@ -343,6 +330,21 @@ impl Agent {
         self.load_failed_as(model, duty, LoadClass::Transient, cause);
     }
 
+    /// A GPU of the group is not there any more. That is no failure of the model's: nothing backs
+    /// off, this agent goes on lending its own GPU, and the brain sees to what lacks.
+    fn load_not_begun(&mut self, model: &str, duty: Duty, why: &str) {
+        tracing::warn!(
+            model = %model,
+            "Load of {model} on {} was not begun: {why}; the brain gathers its GPUs anew",
+            self.name
+        );
+        let outcome = Outcome::Failed {
+            kind: FailureKind::Setup,
+            reason: format!("load {model}: {why}"),
+        };
+        self.end_duty(duty, outcome, None);
+    }
+
     fn load_failed_as(&mut self, model: &str, duty: Duty, class: LoadClass, cause: &str) {
         self.release_model_memory();
         let advice = self.note_failed_load(model, class, cause);
@@ -359,6 +361,14 @@ impl Agent {
     }
 
     pub(crate) fn start_unload(&mut self, held: Held) {
+        if let Some(reason) = self.makes_room_in_vain(&held) {
+            tracing::warn!(task = %held.name.id, "Nothing is unloaded from {}: {reason}", self.name);
+            let outcome = Outcome::Failed {
+                kind: FailureKind::LoadFailed,
+                reason,
+            };
+            return self.end_duty(Duty::begin(held), outcome, None);
+        }
         if let Work::UnloadLlm {
             next: Some(next), ..
         } = &held.spec.work
@@ -422,7 +432,7 @@ impl Agent {
                 };
                 tracing::info!(
                     model = %model,
-                    "model unloaded in {}{forced} - {} is now COLD",
+                    "{model}: model unloaded in {}{forced} - {} is now COLD",
                     seconds(unloaded.unload_ms),
                     self.name
                 );
@@ -430,7 +440,7 @@ impl Agent {
             }
             Err(error) => {
                 let reason = format!("unload {model}: {error}");
-                self.quarantine_gpu(&reason);
+                self.runtime_stuck(&reason);
                 Outcome::Failed {
                     kind: FailureKind::LoadFailed,
                     reason,

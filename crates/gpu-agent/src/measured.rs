@@ -28,6 +28,8 @@ pub(crate) struct Measured {
     least: HashMap<String, u64>,
     /// What this agent's GPU has for tasks, MiB.
     budget_mb: u64,
+    /// What a task can have of that while others use what they use, MiB.
+    most_mb: u64,
 }
 
 impl Measured {
@@ -39,12 +41,14 @@ impl Measured {
             own: HashMap::new(),
             least: HashMap::new(),
             budget_mb: u64::MAX,
+            most_mb: u64::MAX,
         }
     }
 
-    /// The GPU is known: no need is raised over what it has for tasks.
-    pub(crate) fn bound(&mut self, budget_mb: u64) {
-        self.budget_mb = budget_mb;
+    /// What the GPU has for tasks, and what one task can have of it at most: who needs more than
+    /// that gets the GPU alone.
+    pub(crate) fn bound(&mut self, budget_mb: u64, most_mb: u64) {
+        (self.budget_mb, self.most_mb) = (budget_mb, most_mb);
     }
 
     /// Reads the brain's file again if it has changed. `false`: it has not.
@@ -99,27 +103,47 @@ impl Measured {
 
     /// What a task of `key` with that policy needs.
     pub(crate) fn need(&self, vram: Vram, key: &str) -> VramNeed {
-        let measured = || self.peak(key).map(with_margin);
-        let known = match vram {
-            Vram::Fixed { mb } => return VramNeed::Mb(mb),
-            Vram::Infer => measured(),
-            Vram::Default { estimate_mb } => measured().or(estimate_mb),
+        self.known(vram, key).unwrap_or(VramNeed::Alone)
+    }
+
+    /// The same; none where nothing is known of it.
+    fn known(&self, vram: Vram, key: &str) -> Option<VramNeed> {
+        let (estimate_mb, peak_mb) = match vram {
+            Vram::Fixed { mb } => return Some(VramNeed::Mb(mb)),
+            Vram::Infer => (None, self.peak(key)),
+            Vram::Default { estimate_mb } => (estimate_mb, self.peak(key)),
         };
-        let least = self.least.get(key).map_or(0, |mb| with_margin(*mb));
-        // More than there is in all cannot be had; alone it has all there is.
-        match known {
-            None => VramNeed::Alone,
-            Some(mb) if least > mb => VramNeed::Mb(least.min(self.budget_mb).max(mb)),
-            Some(mb) => VramNeed::Mb(mb),
+        let known_mb = peak_mb.map(with_margin).or(estimate_mb)?;
+        match self.least.get(key) {
+            // More than there is in all cannot be had; alone it has all there is.
+            Some(least_mb) if with_margin(*least_mb) > known_mb => {
+                Some(self.or_alone(with_margin(*least_mb), (*least_mb).min(self.budget_mb)))
+            }
+            Some(_) | None => Some(match peak_mb {
+                Some(peak_mb) => self.or_alone(known_mb, peak_mb),
+                None => VramNeed::Mb(known_mb),
+            }),
+        }
+    }
+
+    /// `mb`, or the GPU alone where it has not so much to give, but what is surely needed may do.
+    fn or_alone(&self, mb: u64, surely_mb: u64) -> VramNeed {
+        if mb > self.most_mb && surely_mb <= self.budget_mb {
+            VramNeed::Alone
+        } else {
+            VramNeed::Mb(mb)
         }
     }
 
     /// What a task of `key` needs that has run out of GPU memory.
     pub(crate) fn raised(&self, need: RaisedNeed, vram: Vram, key: &str) -> VramNeed {
-        match (need, self.need(vram, key)) {
+        match (need, self.known(vram, key)) {
             // Other attempts may have shown meanwhile that it takes more.
-            (RaisedNeed::Mb { mb }, VramNeed::Mb(known)) => VramNeed::Mb(mb.max(known)),
-            (RaisedNeed::Mb { mb }, VramNeed::Alone) => VramNeed::Mb(mb),
+            (RaisedNeed::Mb { mb }, Some(VramNeed::Mb(known))) => {
+                self.or_alone(mb.max(known), mb.max(known))
+            }
+            (RaisedNeed::Mb { .. }, Some(VramNeed::Alone)) => VramNeed::Alone,
+            (RaisedNeed::Mb { mb }, None) => self.or_alone(mb, mb),
             (RaisedNeed::Alone { budget_mb }, _) if budget_mb > self.budget_mb => {
                 VramNeed::Mb(budget_mb)
             }
@@ -175,7 +199,7 @@ mod tests {
     fn more_than_the_need_counts_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let mut measured = Measured::new(dir.path().join("measured.json"));
-        measured.bound(4000);
+        measured.bound(4000, 4000);
         let default = Vram::Default {
             estimate_mb: Some(900),
         };
@@ -192,7 +216,7 @@ mod tests {
         measured.takes("p/t", 3900);
         assert_eq!(
             measured.need(default, "p/t"),
-            VramNeed::Mb(4000),
+            VramNeed::Alone,
             "all there is"
         );
         measured.note("p/t", 1000);
@@ -210,10 +234,24 @@ mod tests {
     }
 
     #[test]
+    fn who_fits_but_for_the_margin_runs_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut measured = Measured::new(dir.path().join("measured.json"));
+        measured.bound(4000, 3900);
+        let infer = |measured: &Measured| measured.need(Vram::Infer, "p/t");
+        measured.note("p/t", 3500);
+        assert_eq!(infer(&measured), VramNeed::Mb(3850));
+        measured.note("p/t", 3800);
+        assert_eq!(infer(&measured), VramNeed::Alone);
+        measured.note("p/t", 4001);
+        assert_eq!(infer(&measured), VramNeed::Mb(4401), "never here");
+    }
+
+    #[test]
     fn a_raised_need_stands_in_for_the_files() {
         let dir = tempfile::tempdir().unwrap();
         let mut measured = Measured::new(dir.path().join("measured.json"));
-        measured.bound(4000);
+        measured.bound(4000, 3900);
         let fixed = Vram::Fixed { mb: 1000 };
         let mb = |mb| RaisedNeed::Mb { mb };
         let alone = |budget_mb| RaisedNeed::Alone { budget_mb };
@@ -222,6 +260,12 @@ mod tests {
             measured.raised(mb(1500), Vram::Infer, "p/t"),
             VramNeed::Mb(1500)
         );
+        assert_eq!(
+            measured.raised(mb(3950), fixed, "p/t"),
+            VramNeed::Alone,
+            "others have 100 of the 4000: it would never fit"
+        );
+        assert_eq!(measured.raised(mb(4001), fixed, "p/t"), VramNeed::Mb(4001));
         assert_eq!(measured.raised(alone(4000), fixed, "p/t"), VramNeed::Alone);
         assert_eq!(
             measured.raised(alone(4001), fixed, "p/t"),

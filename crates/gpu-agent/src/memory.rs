@@ -59,6 +59,15 @@ impl Agent {
         }
     }
 
+    /// The ledger has taken in a reading: how much one task or model can have may have changed.
+    pub(crate) fn bound_needs(&mut self) {
+        if let Some(device) = &self.device {
+            let (budget_mb, most_mb) = (device.ledger.budget_mb(), device.ledger.most_mb());
+            self.measured.bound(budget_mb, most_mb);
+            self.llm.measured_mb.bound(budget_mb, most_mb);
+        }
+    }
+
     /// The ledger has taken in a reading: what runs and takes more than was promised to it raises
     /// the need of all of its name.
     pub(crate) fn note_overdrafts(&mut self) {
@@ -71,10 +80,11 @@ impl Agent {
         ) && peak.by == MeasuredBy::Process
             && peak.peak_mb > promised
         {
-            // Its runtime took more with its first long requests than with its load.
-            self.llm
-                .measured_mb
-                .insert(served.model.clone(), peak.peak_mb);
+            // Its runtime took more with its first long requests than with its load, and so it did
+            // on each GPU that the model is on.
+            let gpus = 1 + served.lenders.len() as u64;
+            let (model, whole_mb) = (served.model.clone(), peak.peak_mb * gpus);
+            self.llm.measured_mb.insert(model, whole_mb);
         }
         for attempt in &self.attempts.running {
             let Some(lease) = attempt.lease.as_deref() else {

@@ -9,18 +9,49 @@ use rigor_policy::admission::VramNeed;
 use rigor_runtime::{ModelSpec, RuntimeProgram};
 
 /// What is known of the memory that models take.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ModelMemory {
     /// As seen here, MB.
     own: HashMap<String, u64>,
+    /// What did not suffice for a load, and 1 more, MB; until one that is seen.
+    raised: HashMap<String, u64>,
+    /// What the GPU has for tasks and models, MB.
+    budget_mb: u64,
+    /// What one of them can have of that while others use what they use, MB.
+    most_mb: u64,
     catalogue: Catalogue,
     gathered: Measurements,
 }
 
+impl Default for ModelMemory {
+    fn default() -> ModelMemory {
+        ModelMemory {
+            own: HashMap::new(),
+            raised: HashMap::new(),
+            budget_mb: u64::MAX,
+            most_mb: u64::MAX,
+            catalogue: Catalogue::default(),
+            gathered: Measurements::default(),
+        }
+    }
+}
+
 impl ModelMemory {
-    /// A model was seen to take, or is taken to need, so many MB.
+    /// A model was seen to take so many MB.
     pub(crate) fn insert(&mut self, model: String, mb: u64) {
+        self.raised.remove(&model);
         self.own.insert(model, mb);
+    }
+
+    /// A load ran out of memory with less than so many MB.
+    pub(crate) fn raise(&mut self, model: &str, mb: u64) {
+        let raised = self.raised.entry(model.to_owned()).or_insert(mb);
+        *raised = (*raised).max(mb);
+    }
+
+    /// What the GPU has for tasks and models, and what one of them can have of it at most.
+    pub(crate) fn bound(&mut self, budget_mb: u64, most_mb: u64) {
+        (self.budget_mb, self.most_mb) = (budget_mb, most_mb);
     }
 
     /// Takes what the brain has gathered from all agents.
@@ -49,7 +80,20 @@ pub(crate) fn model_need(config: &Config, memory: &ModelMemory, model: &str) -> 
     let own = memory.own.get(&model.id).copied();
     let measured = own.or_else(|| memory.gathered.vram_mb(model));
     match memory.catalogue.need(model, measured) {
-        Some(need) => VramNeed::Mb(need.mb),
+        Some(need) => {
+            // All that it can have is enough to try it again, or else it never would be.
+            let raised = memory.raised.get(&model.id);
+            let raised_mb = raised.map_or(0, |mb| (*mb).min(memory.most_mb));
+            let mb = need.mb.max(raised_mb);
+            // It was loaded with that, and what others use has grown a little since: alone it has
+            // all there is.
+            let was_here = own.is_some() && model.split_gpu == 1;
+            if was_here && mb > memory.most_mb && mb <= memory.budget_mb {
+                VramNeed::Alone
+            } else {
+                VramNeed::Mb(mb)
+            }
+        }
         // Likewise one whose file cannot be used.
         None if matches!(memory.catalogue.found(&model.id), Found::Problem(_)) => VramNeed::Mb(0),
         None => VramNeed::Alone,
@@ -137,7 +181,37 @@ pub(crate) fn runtime_spec(
         env: model.env.clone().into_iter().collect(),
         load_timeout: config.load_timeout(model),
         more_gpus: Vec::new(),
+        gpu_indices: Vec::new(),
         vram_mb: model.vram_mb.map(u64::from),
         prove_vram: quiet,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_was_loaded_here_can_be_loaded_again() {
+        let text = "[rig]\nname = \"r\"\n[[model]]\nid = \"m\"\nruntime = \"command\"\ncommand = \"true {PORT}\"\n";
+        let config = Config::parse(text, std::path::Path::new("/rig/rig.toml")).unwrap();
+        let mut memory = ModelMemory::default();
+        memory.bound(4000, 3900);
+        let need = |memory: &ModelMemory| model_need(&config, memory, "m");
+        assert_eq!(need(&memory), VramNeed::Alone, "not known");
+        memory.insert("m".into(), 3000);
+        assert_eq!(need(&memory), VramNeed::Mb(3000));
+        memory.insert("m".into(), 3950);
+        assert_eq!(need(&memory), VramNeed::Alone, "it had so much here");
+        memory.insert("m".into(), 4001);
+        assert_eq!(need(&memory), VramNeed::Mb(4001), "more than it may have");
+
+        memory.insert("m".into(), 3000);
+        memory.raise("m", 5000);
+        assert_eq!(need(&memory), VramNeed::Mb(3900), "all that it can have");
+        memory.bound(4000, 3800);
+        assert_eq!(need(&memory), VramNeed::Mb(3800), "others use more now");
+        memory.insert("m".into(), 3100);
+        assert_eq!(need(&memory), VramNeed::Mb(3100), "forgotten with a load");
     }
 }

@@ -3,20 +3,22 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rigor_gpu::Need;
-use rigor_policy::admission::VramNeed;
+use rigor_policy::admission::{FailedLoad, VramNeed};
+use rigor_queue::claim::Held;
+use rigor_queue::heartbeat::FailedLoadBeat;
 use rigor_queue::record::{FailureKind, Outcome};
-use rigor_queue::task::Class;
+use rigor_queue::task::{Class, Work};
 use rigor_runtime::{Fingerprint, LoadClass, Loaded, ModelSpec, RuntimeEvent};
 
 use crate::agent::Agent;
 use crate::device::MODEL_LEASE;
-use crate::llm::Phase;
+use crate::llm::{Llm, Phase};
 use crate::model::{Room, model_need};
 use crate::side::Ask;
 
-/// How long one token may take where llm tasks have just failed.
+/// How long one token may take where an llm task has just failed and no other is there.
 const PROOF_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at the files of a load that fails until they change.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -38,17 +40,70 @@ impl Trying {
     }
 }
 
+impl Llm {
+    /// Every load that failed since the last one that succeeded.
+    pub(crate) fn failed_loads(&self, now: Instant) -> Vec<FailedLoad> {
+        let failed = self.failures.iter().map(|(model, failure)| FailedLoad {
+            model: model.to_owned(),
+            cause: failure.cause.clone(),
+            retry_in_s: failure
+                .until
+                .saturating_duration_since(now)
+                .as_millis()
+                .div_ceil(1000) as u64,
+        });
+        failed.collect()
+    }
+
+    /// The failed loads whose wait is not over.
+    pub(crate) fn failing(&self, now: Instant) -> Vec<FailedLoadBeat> {
+        let wall = Timestamp::now();
+        let failing = self.failures.iter().filter(|(_, it)| it.until > now);
+        let told = failing.map(|(model, failure)| FailedLoadBeat {
+            model: model.to_owned(),
+            cause: failure.cause.clone(),
+            until: wall + SignedDuration::try_from(failure.until - now).unwrap_or_default(),
+        });
+        told.collect()
+    }
+}
+
 impl Agent {
+    /// An operator wants room for a model that this GPU never has: why nothing is unloaded for it.
+    /// The brain, which is told the same numbers, asks for no such thing.
+    pub(crate) fn makes_room_in_vain(&self, held: &Held) -> Option<String> {
+        let Work::UnloadLlm {
+            next: Some(next), ..
+        } = &held.spec.work
+        else {
+            return None;
+        };
+        // An operator names the agent.
+        if held.spec.on.is_empty() {
+            return None;
+        }
+        let budget_mb = self.device.as_ref()?.ledger.budget_mb();
+        match model_need(&self.config, &self.llm.measured_mb, next) {
+            VramNeed::Mb(mb) if mb > budget_mb => Some(format!(
+                "{next} needs {mb}MB and never fits here, where tasks and models have {budget_mb}MB"
+            )),
+            VramNeed::Mb(_) | VramNeed::Alone => None,
+        }
+    }
+
     /// Serves with the runtime that the agent before this one had started.
     pub(crate) fn adopt(&mut self, loaded: Loaded, started_at: Timestamp) {
         let took = loaded.vram_delta_mb.and_then(|mb| u64::try_from(mb).ok());
         if let Some(mb) = took {
             self.llm.measured_mb.insert(loaded.model.clone(), mb);
         }
-        let mb = match model_need(&self.config, &self.llm.measured_mb, &loaded.model) {
-            VramNeed::Mb(mb) => Some(mb),
-            VramNeed::Alone => None,
-        };
+        let mb =
+            took.or_else(
+                || match model_need(&self.config, &self.llm.measured_mb, &loaded.model) {
+                    VramNeed::Mb(mb) => Some(mb),
+                    VramNeed::Alone => None,
+                },
+            );
         if let Some(device) = &mut self.device {
             device.ledger.adopt(MODEL_LEASE, Need { mb });
             device.request();
@@ -101,18 +156,14 @@ impl Agent {
         }
     }
 
-    /// It needs more than was free, and so more than the estimate. Not more than the GPU's budget,
-    /// as else it could never be tried again; the backoff stands.
+    /// It needs more than was free, and so more than the estimate. Not more than the GPU can have
+    /// free for it, as else it could never be tried again; the backoff stands.
     fn raise_need(&mut self, model: &str, free_mb: Option<u64>) -> Option<u64> {
-        let free_mb = free_mb?;
-        let known = match model_need(&self.config, &self.llm.measured_mb, model) {
-            VramNeed::Mb(mb) => mb,
-            VramNeed::Alone => return None,
-        };
-        let budget_mb = self.device.as_ref()?.ledger.budget_mb();
-        let need_mb = known.max((free_mb + 1).min(budget_mb));
-        self.llm.measured_mb.insert(model.to_owned(), need_mb);
-        Some(need_mb)
+        self.llm.measured_mb.raise(model, free_mb? + 1);
+        match model_need(&self.config, &self.llm.measured_mb, model) {
+            VramNeed::Mb(mb) => Some(mb),
+            VramNeed::Alone => None,
+        }
     }
 
     /// An llm task has ended.
@@ -126,9 +177,14 @@ impl Agent {
             }
         );
         if failed && self.llm.served().is_some() {
+            // Slots that are busy with long answers are no sign of a runtime that hangs.
+            let patience = match self.attempts.of_class(Class::Llm) {
+                0 => PROOF_PATIENCE,
+                _ => PROOF_PATIENCE.max(self.config.timing.stuck_after),
+            };
             self.side.ask(Ask::Suspect {
                 why: "an llm task had no answer".to_owned(),
-                patience: PROOF_PATIENCE,
+                patience,
             });
         }
     }
@@ -166,7 +222,7 @@ impl Agent {
             RuntimeEvent::Ready(_) | RuntimeEvent::Failed { .. } | RuntimeEvent::Unloaded(_) => {}
             RuntimeEvent::Stuck { model, cause } => {
                 let reason = format!("the runtime of {model} cannot be removed: {cause}");
-                self.quarantine_gpu(&reason);
+                self.runtime_stuck(&reason);
                 let outcome = Outcome::Failed {
                     kind: FailureKind::LoadFailed,
                     reason,
@@ -174,6 +230,7 @@ impl Agent {
                 self.runtime_removed(outcome);
             }
             RuntimeEvent::Removed { model } => {
+                self.runtime_unstuck(&model);
                 tracing::info!(model = %model, "{} is now COLD", self.name);
                 self.runtime_removed(Outcome::Succeeded);
             }
@@ -209,6 +266,27 @@ impl Agent {
                     &format!("the runtime of {model} is wedged: {cause}"),
                 );
             }
+        }
+    }
+
+    /// Processes or memory of a runtime remain. Its host goes on trying to remove them.
+    pub(crate) fn runtime_stuck(&mut self, reason: &str) {
+        let every = rigor_runtime::AGAIN_EVERY.as_secs();
+        let reason = format!("{reason}; tried again every {every}s");
+        self.quarantine_gpu(&reason);
+        self.llm.stuck.get_or_insert(reason);
+    }
+
+    /// What could not be removed is gone: that was all that the GPU was quarantined for, or else
+    /// what it is quarantined for remains.
+    fn runtime_unstuck(&mut self, model: &str) {
+        let stuck = self.llm.stuck.take();
+        if stuck.is_some() && stuck == self.quarantine {
+            self.quarantine = None;
+            tracing::info!(
+                "{} is no longer quarantined: nothing is left of the runtime of {model}",
+                self.name
+            );
         }
     }
 

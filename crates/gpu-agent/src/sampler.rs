@@ -221,13 +221,17 @@ fn owner(environ: &[u8], rig_id: &str) -> Option<String> {
             Some(String::from_utf8_lossy(value).into_owned())
         })
     };
+    let of_this_rig = |cookie: String| {
+        let rest = cookie.strip_prefix(rig_id)?.strip_prefix(':')?;
+        Some(rest.to_owned())
+    };
     if let Some(cookie) = value(rigor_exec::COOKIE_VARIABLE) {
-        return cookie
-            .strip_prefix(rig_id)?
-            .strip_prefix(':')
-            .map(str::to_owned);
+        return of_this_rig(cookie);
     }
-    value(rigor_runtime::COOKIE_VARIABLE).map(|_| MODEL_LEASE.to_owned())
+    // Another rig's model on this GPU is as foreign as anything else.
+    value(rigor_runtime::COOKIE_VARIABLE)
+        .and_then(of_this_rig)
+        .map(|_| MODEL_LEASE.to_owned())
 }
 
 #[cfg(test)]
@@ -270,5 +274,16 @@ mod tests {
         );
         fs::remove_dir_all(dir("7")).unwrap();
         assert_eq!(look(), (ours, vec![]));
+    }
+
+    #[test]
+    fn a_runtime_of_another_rig_is_nobody_of_ours() {
+        let of = |cookie: &str| {
+            let environ = format!("A=b\0{}={cookie}\0", rigor_runtime::COOKIE_VARIABLE);
+            owner(environ.as_bytes(), "rig")
+        };
+        assert_eq!(of("rig:0c0ffee1").as_deref(), Some(MODEL_LEASE));
+        assert_eq!(of("rig2:0c0ffee1"), None);
+        assert_eq!(of("0c0ffee1"), None);
     }
 }

@@ -178,8 +178,11 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
     let watcher = watch(&rig, name, sender);
     let now = Instant::now();
     let mut measured = Measured::new(rig.brain_dir().join("measured.json"));
+    let mut llm = Llm::new();
     if let Some(device) = &device {
-        measured.bound(device.ledger.budget_mb());
+        let (budget_mb, most_mb) = (device.ledger.budget_mb(), device.ledger.most_mb());
+        measured.bound(budget_mb, most_mb);
+        llm.measured_mb.bound(budget_mb, most_mb);
     }
     let mut agent = Agent {
         name: name.to_owned(),
@@ -203,7 +206,7 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         attempts: Attempts::default(),
         device,
         opening,
-        llm: Llm::new(),
+        llm,
         beat: Beat::new(),
         lines: Lines::default(),
         judged: None,
@@ -278,6 +281,7 @@ fn open_device(
 
 fn host_options(rig: &Rig, config: &Config, gpu: &Gpu, gpus: OpenGpus) -> HostOptions {
     HostOptions {
+        rig_id: config.rig.id.clone(),
         agent: gpu.name.clone(),
         host: RUNTIME_HOST.to_owned(),
         port: gpu.port,
@@ -285,8 +289,10 @@ fn host_options(rig: &Rig, config: &Config, gpu: &Gpu, gpus: OpenGpus) -> HostOp
         log_dir: rig.logs_dir().join(format!("{}-runtime", gpu.name)),
         manifest_path: rig.agent_dir(&gpu.name).join(rigor_runtime::MANIFEST_NAME),
         grace: config.timing.grace,
+        vram_hung: config.timing.gpu_hung,
         vram_patience: rigor_runtime::VRAM_PATIENCE,
         watch_every: rigor_runtime::WATCH_EVERY,
+        again_every: rigor_runtime::AGAIN_EVERY,
         vram: Some(Arc::new(move |uuids: &[String]| {
             let gpus = gpus.get()?;
             let used = uuids

@@ -141,13 +141,6 @@ pub enum Near {
     },
 }
 
-impl Near {
-    /// How many of `slots` are used while it is near: half of them, and one at least.
-    pub fn slots(slots: u32) -> u32 {
-        (slots / 2).max(1).min(slots)
-    }
-}
-
 impl fmt::Display for Near {
     /// `78C is within 5C of the limit 80C`; on the way out `73C, 72C needed (limit 80C)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -421,11 +414,6 @@ mod tests {
             run(&[(Some(76), None), (None, Some(299)), (Some(60), None)]),
             [kept, kept, "-"],
             "a missing value changes nothing"
-        );
-        assert_eq!(
-            [0, 1, 2, 3, 4, 9].map(Near::slots),
-            [0, 1, 1, 1, 2, 4],
-            "half, and one at least"
         );
     }
 

@@ -176,6 +176,13 @@ impl Ledger {
         self.budget_mb
     }
 
+    /// The most that a lease can have here, were it the only one: the budget, less what was in use
+    /// when the GPU was last seen without any lease. A need between the two can only be met by the
+    /// whole GPU.
+    pub fn most_mb(&self) -> u64 {
+        self.budget_mb.saturating_sub(self.idle_mb.unwrap_or(0))
+    }
+
     /// Takes in a reading. `owner` tells which lease a process of the GPU belongs to; none: nobody
     /// of ours. Due after every change of leases, and every second or so while there are any: a
     /// peak between two readings is not seen.
@@ -349,13 +356,27 @@ impl Ledger {
     /// Admits `need` and promises it to `id` (a task's attempt, a model), which has no lease yet.
     pub fn lease(&mut self, id: &str, need: Need) -> Result<(), Short> {
         self.admit(need)?;
-        self.adopt(id, need);
+        self.add(id, need);
         Ok(())
     }
 
-    /// Takes in a lease that is a fact already (a runtime or worker found running at start), whether
-    /// or not it fits. One that `id` had is replaced.
+    /// Takes in a lease that is a fact already (a runtime found running at start), whether or not it
+    /// fits: what was read so far has its memory in it. One that `id` had is replaced.
     pub fn adopt(&mut self, id: &str, need: Need) {
+        let is_first = self.leases.is_empty();
+        self.add(id, need);
+        let Some(lease) = self.leases.last_mut() else {
+            return;
+        };
+        // What was in use before it began is not known.
+        lease.alone_from_mb = None;
+        if let (true, Some(mb), Some(with_it_mb)) = (is_first, need.mb, self.idle_mb) {
+            lease.held_mb = mb.min(with_it_mb);
+            self.idle_mb = Some(with_it_mb.saturating_sub(mb));
+        }
+    }
+
+    fn add(&mut self, id: &str, need: Need) {
         self.leases.retain(|lease| lease.id != id);
         let alone = self.leases.is_empty();
         for other in &mut self.leases {

@@ -208,9 +208,24 @@ fn without_memory_by_process_the_devices_delta_tells_while_alone() {
 }
 
 #[test]
+fn what_was_found_running_is_not_counted_twice() {
+    for by_process in [true, false] {
+        let mut ledger = Ledger::new(BUDGET);
+        let now = reading(700, &[(1, 2000)], by_process);
+        ledger.observe(&now, |_| None);
+        ledger.adopt("1", mb(2000));
+        assert_eq!(ledger.available_mb(), BUDGET - 2700, "{by_process}");
+        ledger.observe(&now, owner);
+        assert_eq!(ledger.available_mb(), BUDGET - 2700, "{by_process}");
+        assert_eq!(ledger.most_mb(), BUDGET - 700, "{by_process}");
+    }
+}
+
+#[test]
 fn without_memory_by_process_a_lease_is_not_counted_twice() {
     let mut ledger = Ledger::new(BUDGET);
     ledger.observe(&reading(700, &[], false), owner);
+    assert_eq!(ledger.most_mb(), BUDGET - 700);
     ledger.lease("1", mb(2000)).unwrap();
     ledger.observe(&reading(700, &[(1, 1900)], false), owner);
     assert_eq!(ledger.available_mb(), BUDGET - 700 - 2000);

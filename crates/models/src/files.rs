@@ -59,7 +59,7 @@ pub enum FileProblem {
 
 impl FileProblem {
     fn of(path: &Path, error: &io::Error) -> FileProblem {
-        let path = path.to_owned();
+        let path = plain(path);
         match error.kind() {
             io::ErrorKind::NotFound => FileProblem::Missing { path },
             _ => FileProblem::Unreadable {
@@ -71,10 +71,15 @@ impl FileProblem {
 
     fn broken(path: &Path, why: impl Into<String>) -> FileProblem {
         FileProblem::Broken {
-            path: path.to_owned(),
+            path: plain(path),
             why: why.into(),
         }
     }
+}
+
+/// A path for people: `/rig/models/m`, not `/rig/./models/m`.
+fn plain(path: &Path) -> PathBuf {
+    path.components().collect()
 }
 
 /// Where the weights of a model are, where that can be told on this machine: a model of vLLM that is

@@ -258,3 +258,10 @@ fn what_was_measured_under_other_settings_says_nothing() {
     assert_eq!(old.vram_mb(&plain), None);
     assert_eq!(old.0["load:m"].seconds, 4.0);
 }
+
+#[test]
+fn a_file_that_is_not_there_is_named_without_dots() {
+    let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+    let said = FileProblem::of(Path::new("/rig/./models/none"), &missing).to_string();
+    assert!(said.starts_with("/rig/models/none is not there"), "{said}");
+}

@@ -124,6 +124,18 @@ impl<'a> Drafting<'a> {
                 }
             }
         }
+        if class != rigor_queue::task::Class::Llm {
+            for field in [Field::LlmModel, Field::LlmMinTier, Field::LlmPlacement] {
+                if let Some(raw) = given.own(field) {
+                    let message = format!(
+                        "`{}` on a task of class {class}: it gets no model",
+                        field.name()
+                    );
+                    let help = "leave it out, or add `- **task_class**: llm`".to_owned();
+                    self.problem(raw.name_span.clone(), message, help);
+                }
+            }
+        }
         let path = |drafting: &mut Self, field| drafting.template(&given, field, scope);
         let task = PlanTask {
             id: raw.id.clone(),

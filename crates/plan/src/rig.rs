@@ -44,6 +44,8 @@ pub struct ModelFacts {
     /// GPU memory that it needs on each of them, MiB, and how that comes about; none: not known, or
     /// not asked.
     pub vram: Option<(u64, String)>,
+    /// Why its files cannot be used, with what to do; none: they can, or were not asked for.
+    pub problem: Option<String>,
 }
 
 pub(crate) fn check(rig: &RigFacts, file: &str, drafts: &[Draft], problems: &mut Problems) {
@@ -141,7 +143,10 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
     }
     let prompt = matches!(task.work, WorkTemplate::Prompt(_));
     let tier = task.min_tier.unwrap_or(0);
-    memory(rig, file, draft, problems);
+    let tried = task.model.as_ref();
+    if let Some(model) = tried.and_then(|id| rig.models.iter().find(|model| model.id == *id)) {
+        room(rig, file, draft, model, problems);
+    }
     if task.placement == Some(LlmPlacement::SplitGpu) && task.model.is_none() {
         problems.push(
             file,
@@ -203,6 +208,19 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
             message,
             "add a `[[model]]` to rig.toml".to_owned(),
         );
+    } else if let Some(problem) = rig
+        .models
+        .iter()
+        .filter(fits)
+        .map(|model| model.problem.as_ref())
+        .collect::<Option<Vec<_>>>()
+        .and_then(|problems| problems.first().copied())
+    {
+        let message = format!(
+            "task `{}` needs a model, and none of the rig's can be used: {problem}",
+            task.id
+        );
+        problems.push(file, draft.span.clone(), message, None);
     } else if tier > 0
         && !rig
             .models
@@ -215,13 +233,33 @@ fn models(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
     }
 }
 
-/// Whether the model that a task names fits the GPUs that it may run on.
-fn memory(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
+/// Whether the model that a task names can be loaded, and fits the GPUs that it may run on.
+fn room(rig: &RigFacts, file: &str, draft: &Draft, model: &ModelFacts, problems: &mut Problems) {
     let task = &draft.task;
-    let named = task.model.as_ref();
-    let Some(model) = named.and_then(|id| rig.models.iter().find(|model| model.id == *id)) else {
+    if let Some(problem) = &model.problem {
+        let message = format!("model `{}` cannot be loaded: {problem}", model.id);
+        problems.push(file, at(draft, Field::LlmModel), message, None);
         return;
-    };
+    }
+    let wanted = model.gpus.max(1) as usize;
+    let may = rig
+        .agents
+        .iter()
+        .filter(|agent| agent.gpu && (task.on.is_empty() || task.on.contains(&agent.name)));
+    let there = may.count();
+    // That there is none at all was said.
+    if there > 0 && there < wanted {
+        let (field, have, help) = if task.on.is_empty() {
+            let have = format!("the rig has {there}");
+            (Field::LlmModel, have, "a smaller `split_gpu` in rig.toml")
+        } else {
+            let have = format!("`on` leaves it {there}");
+            (Field::On, have, "name more agents, or leave `on` out")
+        };
+        let message = format!("model `{}` lies on {wanted} GPUs, and {have}", model.id);
+        problems.push(file, at(draft, field), message, help.to_owned());
+        return;
+    }
     let Some((need, how)) = &model.vram else {
         return;
     };
@@ -233,7 +271,6 @@ fn memory(rig: &RigFacts, file: &str, draft: &Draft, problems: &mut Problems) {
     let budgets: Option<Vec<(u64, &str)>> = able
         .map(|agent| Some((agent.vram_budget_mb?, agent.name.as_str())))
         .collect();
-    let wanted = model.gpus.max(1) as usize;
     let Some(budgets) = budgets.filter(|budgets| budgets.len() >= wanted) else {
         return;
     };

@@ -60,6 +60,7 @@ fn model(id: &str, chat: bool, tier: Option<u32>) -> ModelFacts {
         tier,
         gpus: 1,
         vram: None,
+        problem: None,
     }
 }
 
@@ -831,6 +832,71 @@ fn a_default_that_is_wrong_is_wrong_once() {
     )
     .unwrap_err();
     assert_eq!(problems.problems.len(), 1, "{problems}");
+}
+
+#[test]
+fn a_model_for_more_gpus_than_the_task_may_use_is_a_problem() {
+    let said = problems("### t\n- **prompt**: x\n- **llm_model**: big\n- **on**: gpu-1\n");
+    assert!(
+        said.contains("model `big` lies on 2 GPUs, and `on` leaves it 1"),
+        "{said}"
+    );
+    let of = |gpus: u32, problem: Option<&str>, named: &str| {
+        let rig = RigFacts {
+            agents: vec![agent("gpu-1", Some(1)), agent("gpu-2", Some(1))],
+            models: vec![ModelFacts {
+                gpus,
+                problem: problem.map(str::to_owned),
+                ..model("m", true, None)
+            }],
+            secrets: Vec::new(),
+        };
+        let text = format!("# Plan: p\n## Tasks\n### t\n- **prompt**: x\n{named}");
+        check(&Sources {
+            plan_file: "plan.md",
+            text: &text,
+            inputs: &BTreeMap::new(),
+            files: &|_| None,
+            exists: &|_| true,
+            rig: Some(&rig),
+            infer: false,
+        })
+        .map_err(|problems| problems.to_string())
+    };
+    let named = "- **llm_model**: m\n";
+    assert!(of(2, None, named).is_ok());
+    let said = of(4, None, named).unwrap_err();
+    assert!(
+        said.contains("model `m` lies on 4 GPUs, and the rig has 2"),
+        "{said}"
+    );
+    for named in [named, ""] {
+        let said = of(1, Some("/models/m.gguf is not there"), named).unwrap_err();
+        assert!(said.contains("/models/m.gguf is not there"), "{said}");
+    }
+}
+
+#[test]
+fn a_model_for_a_task_that_gets_none_is_a_problem() {
+    for field in [
+        "llm_model**: qwen2.5:7b",
+        "llm_min_tier**: 1",
+        "llm_placement**: single_gpu",
+    ] {
+        let name = field.split_once('*').unwrap().0;
+        for class in ["cpu", "script"] {
+            let said = problems(&format!(
+                "### t\n- **task_class**: {class}\n- **command**: true\n- **{field}\n"
+            ));
+            let words = format!("`{name}` on a task of class {class}: it gets no model");
+            assert!(said.contains(&words), "{said}");
+        }
+        // What the plan says for all of its tasks is for those that have a model.
+        let text = format!(
+            "# Plan: p\n## Tasks\n- **{field}\n### t\n- **task_class**: cpu\n- **command**: true\n"
+        );
+        assert!(checked(&text, &[], false).is_ok(), "{field}");
+    }
 }
 
 #[test]

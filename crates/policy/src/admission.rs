@@ -279,10 +279,14 @@ impl Decision {
     }
 
     fn reason(&self, state: &AgentState, classes: &[Class]) -> Verdict {
+        // A load or unload that is for somebody else is nothing that this agent is idle for.
+        let others = |class: Class, verdict: &Verdict| {
+            class == Class::Meta && verdict.code == Refusal::NoSuitableClass
+        };
         let mut ordered: Vec<(usize, &Verdict)> = self
             .verdicts
             .iter()
-            .filter(|(class, _)| classes.contains(class))
+            .filter(|(class, verdict)| classes.contains(class) && !others(**class, verdict))
             .map(|(class, verdict)| (rank(state, *class), verdict))
             .collect();
         ordered.sort_by_key(|(rank, _)| *rank);

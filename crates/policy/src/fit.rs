@@ -105,7 +105,7 @@ pub fn fit(needs: &Needs, agents: &[Agent]) -> Fit {
     if let (Class::Llm, Some(model)) = (needs.class, &needs.model)
         && model.gpus > 1
     {
-        return fit_split(model, &left);
+        return fit_split(model, &left, &needs.on);
     }
     let (what, need, aside) = match (needs.class, &needs.model) {
         (Class::Script, _) => ("needs".to_owned(), needs.vram_mb, ""),
@@ -139,7 +139,7 @@ pub fn fit(needs: &Needs, agents: &[Agent]) -> Fit {
 }
 
 /// Whether enough of these GPUs have room for their part of a model.
-fn fit_split(model: &ModelNeed, gpus: &[&Agent]) -> Fit {
+fn fit_split(model: &ModelNeed, gpus: &[&Agent], on: &[String]) -> Fit {
     let need = model.on_each_mb.unwrap_or(0);
     let able = |agent: &&&Agent| agent.budget_mb.is_some_and(|budget| budget >= need);
     let wanted = model.gpus as usize;
@@ -156,12 +156,20 @@ fn fit_split(model: &ModelNeed, gpus: &[&Agent]) -> Fit {
         }
     }
     let have = if gpus.len() < wanted {
-        format!("there are {}", gpus.len())
+        match gpus.len() {
+            1 => "there is 1".to_owned(),
+            more => format!("there are {more}"),
+        }
     } else {
         budgets.join(", ")
     };
+    let only = if on.is_empty() {
+        String::new()
+    } else {
+        format!(" (the task is only for {})", on.join(", "))
+    };
     Fit::Never(format!(
-        "model {} needs {need}MB{} on each of {wanted} GPUs, {have}",
+        "model {} needs {need}MB on each of {wanted} GPUs{}, {have}{only}",
         model.id, model.aside
     ))
 }
@@ -246,11 +254,19 @@ mod tests {
         assert_eq!(fit(&of(3000, 2), &rig()), Fit::Fits);
         assert_eq!(
             never(of(3001, 2), &rig()),
-            "model X needs 3001MB (weights and more) on each of 2 GPUs, gpu-1 has 4915MB, gpu-2 has 3000MB"
+            "model X needs 3001MB on each of 2 GPUs (weights and more), gpu-1 has 4915MB, gpu-2 has 3000MB"
         );
         assert_eq!(
             never(of(1, 3), &rig()),
-            "model X needs 1MB (weights and more) on each of 3 GPUs, there are 2"
+            "model X needs 1MB on each of 3 GPUs (weights and more), there are 2"
+        );
+        let only = Needs {
+            on: vec!["gpu-1".to_owned()],
+            ..of(1, 2)
+        };
+        assert_eq!(
+            never(only, &rig()),
+            "model X needs 1MB on each of 2 GPUs (weights and more), there is 1 (the task is only for gpu-1)"
         );
         let mut agents = rig();
         agents[1].budget_mb = None;

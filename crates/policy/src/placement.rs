@@ -8,6 +8,7 @@ mod gain;
 mod leave;
 mod reason;
 mod record;
+mod share;
 mod split;
 mod view;
 
@@ -20,6 +21,7 @@ pub use gain::{Came, Predicted};
 use leave::{cool, make_room, replace};
 use reason::{Stop, keep_reason};
 pub use record::{POLICY, Record, SCHEMA};
+use share::shares;
 pub use split::{Lend, Splits, Step};
 pub use view::{
     Agent, Decision, Demand, FailedLoad, ModelSeconds, Pending, View, failed_load_wait,
@@ -57,8 +59,6 @@ pub fn decide(view: &View) -> Vec<Decision> {
 /// Decides on the models that one GPU holds whole.
 fn decide_whole(view: &View) -> Vec<Decision> {
     let mut decisions = Vec::new();
-    // Agents that will take a load that was just decided on, with its model.
-    let mut taken: Vec<(&str, &str)> = Vec::new();
     let whole = |d: &&Demand| d.queued > 0 && !view.splits.gpus.contains_key(&d.model);
     let mut demands: Vec<&Demand> = view.models.iter().filter(whole).collect();
     // What starves comes first: it was given room, and nobody else may take it.
@@ -77,32 +77,16 @@ fn decide_whole(view: &View) -> Vec<Decision> {
             .then_with(|| b.backlog_seconds().total_cmp(&a.backlog_seconds()))
             .then_with(|| a.model.cmp(&b.model))
     });
+    // Agents that are to load one of them, with its model.
+    let given = shares(view, &demands);
     for demand in demands {
-        let asked = |model: &str| {
-            view.pending
-                .iter()
-                .filter(|load| load.model == model)
-                .count()
-        };
-        let serving = view
-            .agents
-            .iter()
-            .filter(|agent| serves(agent, &demand.model))
-            .count();
-        let able: Vec<&Agent> = view
-            .agents
-            .iter()
-            .filter(|agent| obstacle(agent, &demand.model).is_none())
-            .collect();
-        // A load that nobody can take is none: room has to be made for it first.
-        let pending = if able.is_empty() {
-            0
-        } else {
-            asked(&demand.model)
-        };
-        let now = serving + pending;
+        let others = given.iter().filter(|(_, model)| *model != demand.model);
+        let taken: Vec<(&str, &str)> = others.copied().collect();
+        let way = on_its_way(view, demand);
+        let (now, pending) = (way.gpus(), way.pending);
         let reserved = reserved(view, demand);
-        let eligible: Vec<&Agent> = able
+        let eligible: Vec<&Agent> = way
+            .able
             .into_iter()
             .filter(|agent| taken.iter().all(|(name, _)| *name != agent.name))
             .filter(|agent| !reserved.agents.contains(&agent.name.as_str()))
@@ -132,8 +116,6 @@ fn decide_whole(view: &View) -> Vec<Decision> {
                 .filter(|agent| agent.load_seconds(demand) <= LOAD_MARGIN * slowest)
                 .map(|agent| agent.name.clone())
                 .collect();
-            let takers = eligible.iter().skip(spoken_for).take(count);
-            taken.extend(takers.map(|agent| (agent.name.as_str(), demand.model.as_str())));
             let predicted = Predicted::of(demand, now, wanted, slowest);
             decisions.push(Decision::Load {
                 model: demand.model.clone(),
@@ -160,6 +142,43 @@ fn decide_whole(view: &View) -> Vec<Decision> {
     decisions
 }
 
+/// Where a model is, and where it could go.
+struct OnItsWay<'v> {
+    /// Agents that hold it or are loading it.
+    serving: usize,
+    /// Loads of it that somebody will take.
+    pending: usize,
+    /// Agents that can take a load of it now.
+    able: Vec<&'v Agent>,
+}
+
+impl OnItsWay<'_> {
+    /// k: GPUs that have it or will have it.
+    fn gpus(&self) -> usize {
+        self.serving + self.pending
+    }
+}
+
+fn on_its_way<'v>(view: &'v View, demand: &Demand) -> OnItsWay<'v> {
+    let model = demand.model.as_str();
+    let agents = view.agents.iter();
+    let able: Vec<&Agent> = agents
+        .filter(|agent| obstacle(agent, model).is_none())
+        .collect();
+    // A load that nobody can take is none: room has to be made for it first.
+    let taken = |load: &&Pending| able.iter().any(|agent| load.may_take(agent));
+    let asked = view.pending.iter().filter(|load| load.model == model);
+    OnItsWay {
+        serving: view
+            .agents
+            .iter()
+            .filter(|agent| serves(agent, model))
+            .count(),
+        pending: asked.filter(taken).count(),
+        able,
+    }
+}
+
 /// Agents that loads of other models need, because nobody else can take those.
 struct Reserved<'v> {
     agents: BTreeSet<&'v str>,
@@ -179,15 +198,13 @@ fn reserved<'v>(view: &'v View, demand: &Demand) -> Reserved<'v> {
         .filter(|model| *model != demand.model)
         .collect();
     for model in others {
-        let loads = view
-            .pending
-            .iter()
-            .filter(|load| load.model == model)
-            .count();
+        let of_it = || view.pending.iter().filter(|load| load.model == model);
+        let loads = of_it().count();
         let takers: Vec<&str> = view
             .agents
             .iter()
             .filter(|agent| obstacle(agent, model).is_none())
+            .filter(|agent| of_it().any(|load| load.may_take(agent)))
             .map(|agent| agent.name.as_str())
             .collect();
         if takers.len() <= loads {
@@ -201,14 +218,16 @@ fn reserved<'v>(view: &'v View, demand: &Demand) -> Reserved<'v> {
 /// Who is asked, the fastest first: as long as another one could, neither who runs scripts that
 /// leave no room for long nor who has failed to load it.
 fn preferred<'v>(mut able: Vec<&'v Agent>, demand: &Demand) -> Vec<&'v Agent> {
-    let rank = |agent: &Agent| {
-        let failed = agent.failed_load(&demand.model).is_some();
-        (agent.is_blocked_for_long(demand), failed)
-    };
-    let best = able.iter().map(|agent| rank(agent)).min();
-    able.retain(|agent| Some(rank(agent)) == best);
+    let best = able.iter().map(|agent| rank(agent, demand)).min();
+    able.retain(|agent| Some(rank(agent, demand)) == best);
     able.sort_by(|a, b| a.load_seconds(demand).total_cmp(&b.load_seconds(demand)));
     able
+}
+
+/// Whether scripts keep an agent from a model for long, and whether it has failed to load it.
+fn rank(agent: &Agent, demand: &Demand) -> (bool, bool) {
+    let failed = agent.failed_load(&demand.model).is_some();
+    (agent.is_blocked_for_long(demand), failed)
 }
 
 /// How many GPUs pay, from `now` on, where the further ones take so many seconds to load it, and
@@ -275,7 +294,7 @@ fn serves(agent: &Agent, model: &str) -> bool {
 }
 
 /// Whether a load that nobody has taken should be asked for anew: none of those who may take it
-/// can, and somebody else could.
+/// can, or not for long because of their scripts, and somebody else could.
 pub fn is_misplaced(view: &View, model: &str, eligible: &[String]) -> bool {
     // One over several GPUs is withdrawn with its group.
     if view.splits.gpus.contains_key(model) {
@@ -287,7 +306,9 @@ pub fn is_misplaced(view: &View, model: &str, eligible: &[String]) -> bool {
         .iter()
         .filter(able)
         .partition(|agent| eligible.contains(&agent.name));
-    may.is_empty() && !others.is_empty()
+    let demand = view.models.iter().find(|demand| demand.model == model);
+    let soon = |agent: &&Agent| demand.is_none_or(|of| !agent.is_blocked_for_long(of));
+    (may.is_empty() && !others.is_empty()) || (!may.iter().any(soon) && others.iter().any(soon))
 }
 
 /// Why an agent cannot take a load of the model now.

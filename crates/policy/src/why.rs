@@ -12,7 +12,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -107,6 +107,8 @@ pub struct Facts {
     pub outlook: Option<Outlook>,
     /// The agents, those of rig.toml first.
     pub agents: Vec<AgentFacts>,
+    /// Models of rig.toml that lie on several GPUs: they are loaded by the brain alone.
+    pub split_models: BTreeSet<String>,
     /// `timing.heartbeat_warn`.
     pub heartbeat_warn: Duration,
     /// `timing.heartbeat_hung`.
@@ -214,10 +216,23 @@ pub struct BatchFacts {
     pub reason: Option<String>,
     /// Failed tasks by their cause.
     pub failures: Vec<Failures>,
-    /// Of its tasks in the queue: shapes, how many of each, and one of them.
-    pub queued: BTreeMap<Shape, (usize, TaskId)>,
+    /// Of its tasks in the queue, by shape.
+    pub queued: BTreeMap<Shape, Queued>,
     /// Attempts to come and why the last one failed: names and reasons, the first few.
     pub retries: Vec<(String, String)>,
+}
+
+/// Queued tasks of one shape.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    /// How many.
+    pub count: usize,
+    /// One of them.
+    pub one: TaskId,
+    /// Their class.
+    pub class: Class,
+    /// The model that they name.
+    pub model: Option<String>,
 }
 
 /// Where a batch's plan is.
@@ -332,6 +347,8 @@ pub struct OneAgent {
     pub processing: usize,
     /// Signals that wait for it.
     pub signals: Vec<String>,
+    /// The runtime that it left and that still runs: its model and processes.
+    pub orphan: Option<(String, Vec<i32>)>,
     /// The last line of its log, of a process that ended.
     pub last_words: Option<String>,
 }

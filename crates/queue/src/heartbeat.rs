@@ -37,6 +37,10 @@ pub struct Heartbeat {
     pub gpu: Option<GpuBeat>,
     /// What its LLM runtime is doing.
     pub llm: LlmBeat,
+    /// Every model whose load failed and that is not tried again yet. [`LlmBeat::Failed`] names one
+    /// of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed_loads: Vec<FailedLoadBeat>,
     /// Why it claims nothing now; none while it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Verdict>,
@@ -83,6 +87,7 @@ impl Heartbeat {
             health_reason: None,
             gpu: None,
             llm: LlmBeat::Cold,
+            failed_loads: Vec::new(),
             idle: None,
             verdicts: BTreeMap::new(),
             shapes: BTreeMap::new(),
@@ -95,10 +100,47 @@ impl Heartbeat {
             llm_slots: (0, 0),
         }
     }
+
+    /// The load of a model that failed, if that is not tried again yet.
+    pub fn failed_load(&self, model: &str) -> Option<FailedLoadBeat> {
+        let mut failed = self.failed_loads();
+        let at = failed.iter().position(|failed| failed.model == model)?;
+        Some(failed.swap_remove(at))
+    }
+
+    /// All that `failed_loads` lists, and what the runtime's state names.
+    pub fn failed_loads(&self) -> Vec<FailedLoadBeat> {
+        let mut failed = self.failed_loads.clone();
+        if let LlmBeat::Failed {
+            model,
+            cause,
+            until,
+        } = &self.llm
+            && failed.iter().all(|failed| failed.model != *model)
+        {
+            failed.push(FailedLoadBeat {
+                model: model.clone(),
+                cause: cause.clone(),
+                until: *until,
+            });
+        }
+        failed
+    }
 }
 
 fn is_false(flag: &bool) -> bool {
     !*flag
+}
+
+/// A model whose load failed, and that is not tried again yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailedLoadBeat {
+    /// Catalogue id.
+    pub model: String,
+    /// The runtime's own cause.
+    pub cause: String,
+    /// It is not tried again before.
+    pub until: Timestamp,
 }
 
 /// A task that an agent runs, and when it last showed a sign of life.

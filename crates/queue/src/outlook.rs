@@ -54,6 +54,9 @@ pub struct ModelOutlook {
     /// Why it is where it is and nowhere else, from the decision itself: `the brain keeps it on
     /// gpu-2 only: 40s of work < 1.5 x 40s load`.
     pub reason: String,
+    /// No agent can load it as things are.
+    #[serde(default)]
+    pub stranded: bool,
 }
 
 /// A load that nobody has taken yet.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use rigor_plan::{ForeachSource, Plan, Problems, RigFacts, Sources};
+use rigor_queue::task::Class;
 use rigor_snapshot::facts;
 use serde::Serialize;
 
@@ -33,12 +34,14 @@ struct Report<'a> {
     plan: Option<&'a str>,
     tasks: Vec<TaskReport<'a>>,
     problems: &'a [rigor_plan::Problem],
+    /// What could not be checked.
+    notes: &'a [String],
 }
 
 #[derive(Serialize)]
 struct TaskReport<'a> {
     id: &'a str,
-    class: rigor_queue::task::Class,
+    class: Class,
     foreach: Option<String>,
     depends_on: Vec<&'a str>,
 }
@@ -47,7 +50,8 @@ struct TaskReport<'a> {
 pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
     let facts = if at.join(rigor_config::FILE_NAME).exists() {
         let opened = target::open(at)?;
-        Some(facts::read_with_needs(&opened.rig, &opened.config))
+        let budgets = crate::models::budgets(&opened.config);
+        Some(facts::read_with_needs(&opened.rig, &opened.config, budgets))
     } else {
         note(format!(
             "No rig at {}: what depends on GPUs and models is not checked.",
@@ -57,8 +61,15 @@ pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
     };
     match check(&args.plan, facts.as_ref())? {
         Ok(checked) => {
+            let unchecked = facts
+                .as_ref()
+                .and_then(|facts| unchecked(facts, &checked.plan));
+            if let Some(words) = &unchecked {
+                note(words);
+            }
             if args.json {
-                json(&report(&checked.plan))?;
+                let notes = unchecked.as_slice();
+                json(&report(&checked.plan, notes))?;
             } else {
                 let plan = &checked.plan;
                 line(format!(
@@ -77,6 +88,7 @@ pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
                     plan: None,
                     tasks: Vec::new(),
                     problems: &problems.problems,
+                    notes: &[],
                 };
                 json(&report)?;
             } else {
@@ -87,7 +99,28 @@ pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
     }
 }
 
-fn report(plan: &Plan) -> Report<'_> {
+/// What of a plan's need of GPU memory nobody could hold against the rig.
+fn unchecked(facts: &RigFacts, plan: &Plan) -> Option<String> {
+    let on_gpu = |class| matches!(class, Class::Llm | Class::Script);
+    if !plan.tasks.iter().any(|task| on_gpu(task.class)) {
+        return None;
+    }
+    let silent = |agent: &&rigor_plan::AgentFacts| agent.gpu && agent.vram_budget_mb.is_none();
+    let names: Vec<&str> = facts
+        .agents
+        .iter()
+        .filter(silent)
+        .map(|agent| agent.name.as_str())
+        .collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "GPU memory of {} is not checked: no agent has run there yet, and NVML does not tell it.",
+            names.join(", ")
+        )
+    })
+}
+
+fn report<'a>(plan: &'a Plan, notes: &'a [String]) -> Report<'a> {
     let tasks = plan.tasks.iter().map(|task| TaskReport {
         id: &task.id,
         class: task.class,
@@ -103,6 +136,7 @@ fn report(plan: &Plan) -> Report<'_> {
         plan: Some(&plan.name),
         tasks: tasks.collect(),
         problems: &[],
+        notes,
     }
 }
 

@@ -3,8 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use rigor_queue::claim;
+use rigor_queue::name::FileName;
 use rigor_queue::presence::{self, send, unsend};
-use rigor_queue::rig::BRAIN;
+use rigor_queue::rig::{BRAIN, Place};
+use rigor_queue::task::{Class, Work};
 use rigor_snapshot::{BatchState, Target};
 
 use crate::args::{Agent, Batch, Retry, Targets};
@@ -31,6 +34,7 @@ pub(crate) fn cancel(at: &Path, args: &Targets) -> Result<Exit> {
                 if lane.is_terminal() {
                     bail!("{} is over already: it lies in {lane}", name.id);
                 }
+                refuse_meta(&opened, &name, spot.place())?;
                 signals.push((format!("{}.cancel", name.id), name.id.to_string()));
             }
             Target::Agent(name) => {
@@ -41,6 +45,39 @@ pub(crate) fn cancel(at: &Path, args: &Targets) -> Result<Exit> {
         }
     }
     tell_brain(&opened, &signals, "", "cancelling")
+}
+
+/// Fails for a load, unload or lend that an agent is at already, or that the brain would ask for
+/// again.
+fn refuse_meta(opened: &Opened, name: &FileName, place: Place<'_>) -> Result<()> {
+    let Some(spec) = claim::peek(&opened.rig, place, name)? else {
+        return Ok(());
+    };
+    if spec.class != Class::Meta {
+        return Ok(());
+    }
+    if let Place::Processing(agent) = place {
+        bail!(
+            "{} ({}) is under way on {agent} and cannot be stopped. `rigor unload {agent}` frees the GPU when it is done",
+            name.id,
+            spec.task
+        );
+    }
+    // An operator names the agent.
+    if spec.on.is_empty() {
+        let remedy = match &spec.work {
+            Work::LoadLlm { model, .. } | Work::LendGpu { model, .. } => {
+                format!("cancel the tasks that need {model}, or `rigor hold` their batch")
+            }
+            _ => "`rigor pause` the agent to keep its model".to_owned(),
+        };
+        bail!(
+            "{} ({}) was asked for by the brain, which would ask again: {remedy}",
+            name.id,
+            spec.task
+        );
+    }
+    Ok(())
 }
 
 /// Runs failed tasks again.

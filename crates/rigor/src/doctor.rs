@@ -137,6 +137,8 @@ pub(crate) fn run(at: &Path, args: &Doctor) -> Result<Exit> {
 }
 
 fn text(findings: &Findings) -> String {
+    let widths = findings.0.iter().map(|finding| finding.check.len());
+    let width = widths.max().unwrap_or_default();
     let mut text = String::new();
     for finding in &findings.0 {
         let mark = match finding.result {
@@ -145,11 +147,12 @@ fn text(findings: &Findings) -> String {
             Verdict::Failed => toned("FAILED ", Tone::Bad),
         };
         text.push_str(&format!(
-            "{mark} {:<14} {}\n",
+            "{mark} {:<width$} {}\n",
             finding.check, finding.detail
         ));
         if let Some(remedy) = &finding.remedy {
-            text.push_str(&format!("{:23}-> {remedy}\n", ""));
+            let indent = "FAILED  ".len() + width + 1;
+            text.push_str(&format!("{:indent$}-> {remedy}\n", ""));
         }
     }
     text

@@ -18,6 +18,7 @@ mod load;
 mod log_level;
 mod logs;
 mod models;
+mod nvml;
 mod one_task;
 mod report;
 mod show;

@@ -10,6 +10,7 @@ use rigor_queue::presence;
 use rigor_queue::rig::RIG_BATCH;
 use rigor_queue::task::{Class, TaskSpec, Work};
 use rigor_snapshot::Snapshot;
+use rigor_snapshot::models::{self, Fits};
 
 use crate::args::{Load, Unload};
 use crate::exit::Exit;
@@ -17,8 +18,8 @@ use crate::submit::{random_word, spec, write};
 use crate::target::{self, Opened};
 use crate::terminal::{line, note};
 
-/// How long a load may wait for its agent.
-const EXPIRES: SignedDuration = SignedDuration::from_hours(1);
+/// How long a load may wait for its agent, hours.
+const EXPIRES_H: i64 = 1;
 
 /// Asks an agent to load a model.
 pub(crate) fn load(at: &Path, args: &Load) -> Result<Exit> {
@@ -33,6 +34,8 @@ pub(crate) fn load(at: &Path, args: &Load) -> Result<Exit> {
             args.model
         );
     }
+    // Before anything is unloaded for it.
+    refuse_what_never_fits(&opened, args)?;
     let held = held_model(&opened, &args.agent)?;
     if let Some(other) = held.filter(|held| *held != args.model) {
         note(format!(
@@ -50,9 +53,34 @@ pub(crate) fn load(at: &Path, args: &Load) -> Result<Exit> {
         model: args.model.clone(),
         eligible: vec![args.agent.clone()],
         lenders: Vec::new(),
-        expires: Timestamp::now() + EXPIRES,
+        expires: Timestamp::now() + SignedDuration::from_hours(EXPIRES_H),
     };
-    submit(&opened, &args.agent, "load_llm", work)
+    let id = submit(&opened, &args.agent, "load_llm", work)?;
+    note(format!(
+        "It is withdrawn if {} has not taken it within {EXPIRES_H}h, or by `rigor cancel {}`",
+        args.agent,
+        id.short()
+    ));
+    Ok(Exit::Ok)
+}
+
+/// Fails where the model needs more than the GPU ever has for tasks and models. What is not known
+/// is tried.
+fn refuse_what_never_fits(opened: &Opened, args: &Load) -> Result<()> {
+    let models = models::models(&opened.rig, &opened.config, |_| None);
+    let Some(model) = models.iter().find(|model| model.id == args.model) else {
+        return Ok(());
+    };
+    let on = model.on.iter().find(|on| on.agent == args.agent);
+    if let (Some(Fits::Short { by_mb }), Some(need_mb)) = (on.map(|on| on.fits), model.need_mb) {
+        bail!(
+            "{} never fits on {}: it needs {need_mb} MB, the GPU has {} MB for tasks and models, short by {by_mb} MB. Nothing was unloaded. `rigor models` tells where it fits; where the need is wrong, correct its vram_mb in rig.toml",
+            args.model,
+            args.agent,
+            need_mb.saturating_sub(by_mb)
+        );
+    }
+    Ok(())
 }
 
 /// Asks an agent to free its GPU.
@@ -74,7 +102,8 @@ pub(crate) fn unload(at: &Path, args: &Unload) -> Result<Exit> {
         agent: agent.clone(),
         next: None,
     };
-    submit(&opened, &agent, "unload_llm", unload)
+    submit(&opened, &agent, "unload_llm", unload)?;
+    Ok(Exit::Ok)
 }
 
 /// The agent whose runtime has the GPU of `agent`: another one where that one lends it. The brain
@@ -106,7 +135,7 @@ fn held_model(opened: &Opened, agent: &str) -> Result<Option<String>> {
     Ok(found.and_then(|agent| agent.model))
 }
 
-fn submit(opened: &Opened, agent: &str, task: &str, work: Work) -> Result<Exit> {
+fn submit(opened: &Opened, agent: &str, task: &str, work: Work) -> Result<TaskId> {
     let root = opened.rig.root();
     opened.rig.prepare_batch(RIG_BATCH)?;
     let id = TaskId::derive(RIG_BATCH, task, Some(&random_word()));
@@ -121,5 +150,5 @@ fn submit(opened: &Opened, agent: &str, task: &str, work: Work) -> Result<Exit> 
     if rigor_queue::presence::is_held(&opened.rig, agent)? != Some(true) {
         note(format!("{agent} is not running. Start it: rigor up"));
     }
-    Ok(Exit::Ok)
+    Ok(id)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rigor_config::{Config, Gpu};
-use rigor_gpu::{Gpus, Limits};
+use rigor_gpu::Limits;
 use rigor_models::By;
 use rigor_snapshot::models::{self, Fits, Model, OnGpu};
 
@@ -19,18 +19,23 @@ use crate::terminal::{Tone, duration, json, print, printable, table, toned};
 pub(crate) fn run(at: &Path, args: &Models) -> Result<Exit> {
     let opened = target::open(at)?;
     let config = &opened.config;
-    let nvml = OnceCell::new();
-    let models = models::models(&opened.rig, config, |gpu| {
-        let gpus = nvml.get_or_init(|| Gpus::open(config.nvml.library.as_deref()).ok());
-        let reading = gpus.as_ref()?.reading(&gpu.uuid).ok()?;
-        Some(budget_mb(config, gpu, reading.total_mb))
-    });
+    let models = models::models(&opened.rig, config, budgets(config));
     if args.json {
         json(&serde_json::json!({ "schema": rigor_snapshot::SCHEMA, "models": models }))?;
     } else {
         print(&text(&models))?;
     }
     Ok(Exit::Ok)
+}
+
+/// Asks NVML, once it is needed, what tasks may use of a GPU, MB; none: it does not tell.
+pub(crate) fn budgets(config: &Config) -> impl Fn(&Gpu) -> Option<u64> {
+    let nvml = OnceCell::new();
+    move |gpu| {
+        let gpus = nvml.get_or_init(|| crate::nvml::open(config).ok()?.ok());
+        let reading = gpus.as_ref()?.reading(&gpu.uuid).ok()?;
+        Some(budget_mb(config, gpu, reading.total_mb))
+    }
 }
 
 /// What tasks may use of a GPU with so much memory, MB.
@@ -115,9 +120,17 @@ fn row(model: &Model) -> Vec<String> {
 fn gpu_row(model: &Model, on: &OnGpu) -> Vec<String> {
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let budget = on.budget_mb.unwrap_or_default();
+    let gpus = model.gpus.max(1) as usize;
+    let share = model
+        .need_mb
+        .map_or(0, |mb| mb.div_ceil(u64::from(model.gpus.max(1))));
     let fits = match on.fits {
+        Fits::Fits if model.on.len() < gpus => {
+            let words = format!("needs {gpus} GPUs, the rig has {}", model.on.len());
+            toned(&words, Tone::Bad)
+        }
         Fits::Held => toned("held now", Tone::Good),
-        Fits::Fits => format!("fits {budget} MB"),
+        Fits::Fits => format!("fits: {share} of {budget} MB"),
         Fits::Short { by_mb } => toned(&format!("short by {by_mb} MB of {budget} MB"), Tone::Bad),
         Fits::NotKnown if model.problem.is_some() => "its file cannot be used".to_owned(),
         Fits::NotKnown if on.budget_mb.is_none() => {
@@ -137,4 +150,45 @@ fn gpu_row(model: &Model, on: &OnGpu) -> Vec<String> {
 fn seconds(seconds: f64, measured: bool) -> String {
     let words = duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
     if measured { words } else { format!("~{words}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_gpu_has_room_for_is_its_share_of_the_model() {
+        let on = |agent: &str| OnGpu {
+            agent: agent.to_owned(),
+            fits: Fits::Fits,
+            budget_mb: Some(4915),
+            load_seconds: None,
+            tokens_per_second: None,
+        };
+        let fits = |gpus: u32| {
+            let model = Model {
+                id: "m".to_owned(),
+                kind: "chat",
+                runtime: "llama-server",
+                from: None,
+                problem: None,
+                slots: 1,
+                context: None,
+                tier: 0,
+                gpus,
+                weights_mb: None,
+                estimate: None,
+                measured_mb: None,
+                need_mb: Some(523),
+                need_by: Some(By::Configured),
+                load_seconds: None,
+                load_measured: false,
+                on: vec![on("gpu-1"), on("gpu-2")],
+            };
+            gpu_row(&model, &model.on[0])[2].clone()
+        };
+        assert_eq!(fits(1), "fits: 523 of 4915 MB");
+        assert_eq!(fits(2), "fits: 262 of 4915 MB");
+        assert!(fits(3).contains("needs 3 GPUs, the rig has 2"));
+    }
 }

@@ -223,11 +223,15 @@ fn doing(agent: &Agent, warn: Duration) -> String {
             .map(printable)
             .filter(|text| !text.is_empty());
         words.push(match detail {
+            // `paused: paused by the operator` says it twice.
+            Some(detail) if detail.starts_with(code) => detail,
             Some(detail) => format!("{code}: {detail}"),
             None => code.to_owned(),
         });
     }
-    words.extend(agent.health_reason.as_deref().map(printable));
+    let said = words.last().cloned().unwrap_or_default();
+    let health = agent.health_reason.as_deref().map(printable);
+    words.extend(health.filter(|reason| !said.contains(reason.as_str())));
     let stale = agent
         .heartbeat_age_s
         .filter(|age| agent.alive && *age > warn.as_secs());
@@ -318,6 +322,7 @@ fn batches(batches: &[Batch]) -> String {
             batch.state.as_str().to_owned(),
             total,
             batch.running.to_string(),
+            batch.queued.to_string(),
             batch.failed.to_string(),
             batch.cancelled.to_string(),
             when,
@@ -332,6 +337,7 @@ fn batches(batches: &[Batch]) -> String {
             "STATE",
             "DONE",
             "RUNNING",
+            "QUEUED",
             "FAILED",
             "CANCELLED",
             "SUBMITTED",

@@ -27,7 +27,11 @@ const SLUG_MOST: usize = 60;
 /// Submits a plan, and with `--wait` follows it to its end.
 pub(crate) fn run(at: &Path, args: &Submit) -> Result<Exit> {
     let opened = target::open(at)?;
-    let facts = rigor_snapshot::facts::read_with_needs(&opened.rig, &opened.config);
+    let facts = rigor_snapshot::facts::read_with_needs(
+        &opened.rig,
+        &opened.config,
+        crate::models::budgets(&opened.config),
+    );
     let checked = match check::check(&args.plan, Some(&facts))? {
         Ok(checked) => checked,
         Err(problems) => {

@@ -27,7 +27,11 @@ pub(crate) fn run(at: &Path, args: &Why) -> Result<Exit> {
     for _ in 0..8 {
         match opened.find(&args.what)? {
             Target::Agent(name) if name == BRAIN => return say(&why::brain(rig, config)?, args),
-            Target::Agent(name) => return say(&why::agent(rig, config, &name)?, args),
+            Target::Agent(name) => {
+                let manifest = rig.agent_dir(&name).join(rigor_runtime::MANIFEST_NAME);
+                let orphan = rigor_runtime::orphan(&manifest);
+                return say(&why::agent(rig, config, &name, orphan)?, args);
+            }
             Target::Batch(id) => match why::batch(rig, config, &id)? {
                 Some(answer) => return say(&answer, args),
                 None => {

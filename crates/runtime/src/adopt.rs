@@ -78,16 +78,17 @@ async fn adopt(
     let Some(proven) = &manifest.proven else {
         return Err("it had not finished loading".to_owned());
     };
-    let Some(spec) = catalogue.iter().find(|spec| spec.id == manifest.model) else {
-        return Err("rig.toml has no such model any more".to_owned());
-    };
     if let [_, _, ..] = proven.gpus[..] {
-        // Those agents have let go of them, or will: they see that this one was gone.
+        // Their agents have let go of them, or will: they see that this one was gone. The catalogue,
+        // which is of what one GPU serves, says nothing of it.
         return Err(format!(
-            "it is on the GPUs of {} agents, which its own has lost hold of",
+            "a runtime over several GPUs is not taken over, and it is on {}",
             proven.gpus.len()
         ));
     }
+    let Some(spec) = catalogue.iter().find(|spec| spec.id == manifest.model) else {
+        return Err("rig.toml has no such model any more, or not for one GPU".to_owned());
+    };
     let (spec, host, gpu) = (spec.clone(), options.host.clone(), options.gpu_uuid.clone());
     let (port, wanted) = (options.port, spec.clone());
     let digest = blocking(move || wanted.digest(&host, port, gpu.as_deref())).await;

@@ -35,7 +35,7 @@ pub(crate) enum Models {
 pub(crate) enum Proof {
     /// It generated, or embedded.
     Given,
-    /// It is still loading.
+    /// It is still loading, or too busy.
     NotYet(String),
     /// It does not know the model (or the route).
     Absent(String),
@@ -149,8 +149,9 @@ impl Api {
             Ok(answer) => answer,
             Err(detail) => return Proof::NotYet(detail),
         };
-        if status == 503 {
-            return Proof::NotYet(format!("{route}: 503 {}", quote(&body)));
+        // Loading, or (also 429) too busy for one more request.
+        if status == 503 || status == 429 {
+            return Proof::NotYet(format!("{route}: {status} {}", quote(&body)));
         }
         if status == 404 {
             return Proof::Absent(format!("{route}: 404 {}", quote(&body)));

@@ -19,24 +19,23 @@ pub(crate) fn of_log(path: &Path) -> String {
     }
 }
 
-/// What runtimes say when memory, the GPU's or the machine's, is too small for a model: llama.cpp's
-/// and ollama's CUDA and Vulkan back ends, ollama's own estimate, PyTorch, and vLLM's look at what
-/// is free before it starts.
-const OUT_OF_MEMORY: [&str; 9] = [
+/// What runtimes say when the GPU's memory is too small for a model: llama.cpp's and ollama's CUDA
+/// and Vulkan back ends, ollama's own estimate, PyTorch, and vLLM's look at what is free before it
+/// starts.
+const OUT_OF_MEMORY: [&str; 8] = [
     "out of memory",
     "outofmemory",
     "erroroutofdevicememory",
     "unable to allocate cuda",
     "failed to allocate compute",
     "failed to allocate buffer",
-    "model requires more system memory",
     "memory layout cannot be allocated",
     "is less than desired gpu memory utilization",
 ];
 
 /// What runtimes say when the same start will fail again: no such file, no model in it, a model or
 /// a flag that they do not know, a context that does not fit the share they were given.
-const PERMANENT: [&str; 26] = [
+const PERMANENT: [&str; 27] = [
     "no such file",
     "is a directory",
     "invalid magic",
@@ -63,6 +62,7 @@ const PERMANENT: [&str; 26] = [
     "no available memory for the cache blocks",
     "is greater than the derived max_model_len",
     "failed to read tensor",
+    "failed to read magic",
 ];
 
 /// What follows from a runtime's own words.
@@ -260,7 +260,8 @@ mod tests {
             ),
             (
                 "/v1/chat/completions: 500 {\"error\":{\"message\":\"model requires more system memory (5.5 GiB) than is available (3.4 GiB)\"}}",
-                OutOfMemory,
+                // The machine's own: a GPU with more room would not help.
+                Transient,
             ),
             (
                 "gguf_init_from_file: failed to open GGUF file 'n.gguf' (No such file or directory)",
@@ -270,6 +271,7 @@ mod tests {
                 "llama_model_load: error loading model: unknown model architecture: 'new'",
                 Permanent,
             ),
+            ("gguf_init_from_file_impl: failed to read magic", Permanent),
             ("error: invalid argument: --flash", Permanent),
             ("vllm: error: unrecognized arguments: --fast", Permanent),
             (

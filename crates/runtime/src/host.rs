@@ -13,6 +13,7 @@ use crate::manifest::Manifest;
 use crate::spec::ModelSpec;
 use crate::state::{IllegalTransition, State};
 use crate::supervisor::{Command, Supervisor};
+use crate::vram;
 
 /// VRAM in use on the GPUs of these UUIDs together, in MB, `None` where it cannot be told of each.
 /// May block.
@@ -21,6 +22,8 @@ pub type VramProbe = Arc<dyn Fn(&[String]) -> Option<u64> + Send + Sync>;
 /// What a host is made for.
 #[derive(Clone)]
 pub struct HostOptions {
+    /// The rig's id: the value of [`crate::COOKIE_VARIABLE`] begins with it and a colon.
+    pub rig_id: String,
     /// The agent's name.
     pub agent: String,
     /// The address that runtimes listen on, without a port: `127.0.0.1`.
@@ -37,10 +40,14 @@ pub struct HostOptions {
     pub grace: Duration,
     /// How to read VRAM; without it loads and unloads are not checked against it.
     pub vram: Option<VramProbe>,
+    /// A reading that takes longer tells nothing: the driver hangs, and nothing may wait for it.
+    pub vram_hung: Duration,
     /// How long VRAM may take to come back after the last process is gone.
     pub vram_patience: Duration,
     /// Between two looks at a runtime that serves.
     pub watch_every: Duration,
+    /// Between two tries to remove what could not be removed.
+    pub again_every: Duration,
 }
 
 /// A proven runtime.
@@ -138,14 +145,16 @@ pub enum RuntimeEvent {
         /// What was noticed, and what it answered instead.
         cause: String,
     },
-    /// Nothing is left of a runtime that ended by itself or was removed as wedged, in VRAM neither.
+    /// Nothing is left of a runtime that ended by itself or was removed as wedged, in VRAM neither;
+    /// or, after [`RuntimeEvent::Stuck`], of what could not be removed at first.
     Removed {
         /// The model's id.
         model: String,
     },
     /// An unload is complete.
     Unloaded(Unloaded),
-    /// Processes or VRAM remain: the GPU is to be quarantined.
+    /// Processes or VRAM remain: the GPU is to be quarantined. The host tries again, until
+    /// [`RuntimeEvent::Removed`].
     Stuck {
         /// The model's id.
         model: String,
@@ -184,12 +193,15 @@ impl RuntimeHost {
     /// The events are few, at most two for a load or unload that the agent asked for, so their
     /// channel has no bound.
     pub fn new(
-        options: HostOptions,
+        mut options: HostOptions,
     ) -> Result<(RuntimeHost, mpsc::UnboundedReceiver<RuntimeEvent>), reqwest::Error> {
         let api = Api::new(&options.host, options.port)?;
         let (commands, inbox) = mpsc::channel(8);
         let (events, outbox) = mpsc::unbounded_channel();
         let (announce, state) = watch::channel(State::Cold);
+        options.vram = options
+            .vram
+            .map(|probe| vram::bounded(probe, options.vram_hung));
         let supervisor = Supervisor::new(options, api, announce, events);
         let task = tokio::spawn(supervisor.run(inbox));
         Ok((

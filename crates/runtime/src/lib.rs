@@ -34,4 +34,4 @@ pub use manifest::{MANIFEST_NAME, Manifest, ManifestError, Proven};
 pub use spec::{ModelKind, ModelSpec, RuntimeProgram};
 pub use tree::COOKIE_VARIABLE;
 pub use vram::VRAM_PATIENCE;
-pub use watch::WATCH_EVERY;
+pub use watch::{AGAIN_EVERY, WATCH_EVERY};

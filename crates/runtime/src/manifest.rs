@@ -89,13 +89,14 @@ pub enum ManifestError {
 
 impl Manifest {
     pub(crate) fn new(
+        rig_id: &str,
         agent: &str,
         model: &str,
         port: u16,
         log: PathBuf,
         digest: String,
     ) -> std::io::Result<Manifest> {
-        let nonce = fresh_nonce()?;
+        let nonce = format!("{rig_id}:{}", fresh_nonce()?);
         Ok(Manifest {
             schema: SCHEMA,
             agent: agent.to_owned(),

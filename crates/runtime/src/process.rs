@@ -117,7 +117,8 @@ pub(crate) async fn prepare(
             .open(&path)
             .map_err(io("create", &path))?;
         let digest = spec.digest(&options.host, port, options.gpu_uuid.as_deref());
-        let manifest = Manifest::new(&options.agent, &spec.id, port, path, digest)
+        let (rig_id, agent) = (&options.rig_id, &options.agent);
+        let manifest = Manifest::new(rig_id, agent, &spec.id, port, path, digest)
             .map_err(io("read", Path::new("/proc/sys/kernel/random")))?;
         // Without a process yet: if this agent is killed right after the start, the nonce leads to it.
         manifest.write(&options.manifest_path)?;
@@ -155,9 +156,8 @@ pub(crate) fn start(
         .stderr(error_log);
     command.envs(spec.environment(&options.host, options.port));
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
-    // By UUID, as indices depend on the order that CUDA chooses; empty hides all.
     let gpus = spec.gpus(options.gpu_uuid.as_deref());
-    command.env("CUDA_VISIBLE_DEVICES", gpus.join(","));
+    command.envs(spec.visible(&gpus));
     command.env(COOKIE_VARIABLE, &manifest.nonce);
     // SAFETY: between fork and exec only the system call setsid is made; nothing is allocated and
     // no lock is taken.

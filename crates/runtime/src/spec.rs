@@ -37,6 +37,9 @@ pub struct ModelSpec {
     pub load_timeout: Duration,
     /// UUIDs of the GPUs beside the agent's own that it is spread over.
     pub more_gpus: Vec<String>,
+    /// NVML's index of each of its GPUs, the agent's own first, for programs that know no UUID;
+    /// empty where they are not known.
+    pub gpu_indices: Vec<u32>,
     /// What it should take of VRAM, on all of its GPUs together, in MB, where known. A load that takes less than half of it
     /// did not go to the GPU.
     pub vram_mb: Option<u64>,
@@ -117,6 +120,29 @@ impl ModelSpec {
             .map(str::to_owned)
             .chain(own.into_iter().flat_map(|_| self.more_gpus.iter().cloned()))
             .collect()
+    }
+
+    /// Which of the machine's GPUs, which are these UUIDs, the program is shown: by UUID, as indices
+    /// depend on the order that CUDA chooses. vLLM before 0.24 fails on a UUID (its issue 13815), so
+    /// it gets the indices and is told the order that is NVML's too. No GPU hides all.
+    pub(crate) fn visible(&self, gpus: &[String]) -> Vec<(&'static str, String)> {
+        const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+        match &self.program {
+            RuntimeProgram::Vllm { .. }
+                if !gpus.is_empty() && self.gpu_indices.len() == gpus.len() =>
+            {
+                let indices: Vec<String> =
+                    self.gpu_indices.iter().map(ToString::to_string).collect();
+                vec![
+                    ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()),
+                    (VISIBLE, indices.join(",")),
+                ]
+            }
+            RuntimeProgram::LlamaServer { .. }
+            | RuntimeProgram::Ollama { .. }
+            | RuntimeProgram::Vllm { .. }
+            | RuntimeProgram::Command { .. } => vec![(VISIBLE, gpus.join(","))],
+        }
     }
 
     /// The files that it is loaded from, as they are now. Looks at files.
@@ -342,6 +368,7 @@ mod tests {
             env: vec![],
             load_timeout,
             more_gpus: vec![],
+            gpu_indices: vec![],
             vram_mb: None,
             prove_vram: true,
         }

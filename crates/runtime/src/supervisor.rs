@@ -66,7 +66,16 @@ impl Supervisor {
     /// Ends when the last handle is gone, with the runtime stopped.
     pub(crate) async fn run(mut self, mut inbox: Inbox) {
         loop {
+            let is_stuck = matches!(*self.state.borrow(), State::Failed { stuck: true, .. });
             let command = match self.serving() {
+                None if is_stuck => tokio::select! {
+                    biased;
+                    command = inbox.recv() => command,
+                    () = tokio::time::sleep(self.options.again_every) => {
+                        self.remove_again().await;
+                        continue;
+                    }
+                },
                 None => inbox.recv().await,
                 Some((running, watch)) => tokio::select! {
                     biased;
@@ -315,6 +324,21 @@ impl Supervisor {
                 });
                 Err(error)
             }
+        }
+    }
+
+    /// Tries once more to be rid of what could not be removed: the driver may have been slow, or what
+    /// is in use may be somebody else's by now.
+    async fn remove_again(&mut self) {
+        let model = self.state.borrow().model().unwrap_or_default().to_owned();
+        self.expect(Event::Unload);
+        match self.stop().await {
+            Ok(_) => {
+                self.expect(Event::Unloaded);
+                self.tell(RuntimeEvent::Removed { model });
+            }
+            // As was told.
+            Err(_) => self.expect(Event::Stuck),
         }
     }
 

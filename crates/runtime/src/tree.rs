@@ -9,7 +9,7 @@ use procfs::process::{FDTarget, ProcState, Process, all_processes};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The environment variable that marks every process of a runtime, whatever session it made for
-/// itself. Its value is the load's nonce.
+/// itself. Its value is the load's nonce, after the rig's id and a colon.
 pub const COOKIE_VARIABLE: &str = "RIGOR_RUNTIME_COOKIE";
 
 /// How long killed processes may take to disappear: freeing much VRAM takes the driver seconds.

@@ -1,5 +1,9 @@
 //! Whether VRAM has grown with a load, and come back after it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use crate::error::{LoadCause, UnloadError};
@@ -14,6 +18,42 @@ const TOLERANCE_MB: u64 = 64;
 const GROWTH_PATIENCE: Duration = Duration::from_secs(3);
 /// A good [`crate::HostOptions::vram_patience`]: a driver takes seconds to free tens of GB.
 pub const VRAM_PATIENCE: Duration = Duration::from_secs(30);
+
+/// `probe`, which tells nothing where it takes longer than `hung_after`, and nothing while such a
+/// reading still hangs: NVML on a sick GPU may never answer, and an unload, or the agent's own end,
+/// must not wait for it.
+pub(crate) fn bounded(probe: VramProbe, hung_after: Duration) -> VramProbe {
+    let under_way = Arc::new(AtomicBool::new(false));
+    Arc::new(move |gpus: &[String]| {
+        if under_way.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let (tell, told) = mpsc::sync_channel(1);
+        let (probe, gpus) = (Arc::clone(&probe), gpus.to_vec());
+        let over = Over(Arc::clone(&under_way));
+        let read = move || {
+            let used_mb = probe(&gpus);
+            drop(over);
+            // Nobody waits any more for one that took too long.
+            let _ = tell.send(used_mb);
+        };
+        // Where no thread can be had, nothing is told.
+        thread::Builder::new()
+            .name("vram".to_owned())
+            .spawn(read)
+            .ok()?;
+        told.recv_timeout(hung_after).ok().flatten()
+    })
+}
+
+/// The end of a reading, also of one that panics.
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
 
 /// One reading, off the async threads, as NVML can block.
 pub(crate) async fn read(probe: &Option<VramProbe>, gpus: &[String]) -> Option<u64> {
@@ -132,8 +172,8 @@ fn signed(mb: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -160,6 +200,28 @@ mod tests {
             }) => {}
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_reading_that_hangs_tells_nothing_and_is_the_only_one_to_hang() {
+        let (answer, answers) = mpsc::channel();
+        let (answers, asked) = (Mutex::new(answers), Arc::new(AtomicUsize::new(0)));
+        let count = asked.clone();
+        let hanging: VramProbe = Arc::new(move |_: &[String]| {
+            count.fetch_add(1, Ordering::Relaxed);
+            answers.lock().unwrap().recv().unwrap()
+        });
+        let probe = bounded(hanging, Duration::from_millis(50));
+        assert_eq!((probe(&[]), probe(&[])), (None, None));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        answer.send(Some(1)).unwrap();
+        answer.send(Some(7)).unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let mut next = None;
+        while next.is_none() && std::time::Instant::now() < deadline {
+            next = probe(&[]);
+        }
+        assert_eq!(next, Some(7), "what came late is not the answer to another");
     }
 
     #[tokio::test]

@@ -12,6 +12,8 @@ use crate::spec::Asked;
 
 /// A good [`crate::HostOptions::watch_every`]: what is asked is cheap.
 pub const WATCH_EVERY: Duration = Duration::from_secs(30);
+/// A good [`crate::HostOptions::again_every`]: it kills and waits, which takes a while itself.
+pub const AGAIN_EVERY: Duration = Duration::from_secs(60);
 /// After one that was answered badly: a server may be too busy for once.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How many bad answers in a row are a doubt.
@@ -109,7 +111,10 @@ async fn still_generates(api: &Api, asked: &Asked, patience: Duration) -> Result
             match api.prove(asked).await {
                 Proof::Given => return Ok(()),
                 // Busy, or not there: its end would be noticed by other means.
-                Proof::NotYet(detail) => last = detail,
+                Proof::NotYet(detail) => {
+                    refusals = 0;
+                    last = detail;
+                }
                 Proof::Absent(detail) | Proof::Failed(detail) => {
                     refusals += 1;
                     if refusals >= REFUSALS {

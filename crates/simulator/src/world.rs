@@ -449,7 +449,12 @@ impl<'t> World<'t> {
             }
         }
         let needed = |model: &String| view.models.iter().any(|demand| demand.model == *model);
-        self.loads.retain(|load| needed(&load.model));
+        // As the real brain does: what another one could take is asked for anew.
+        let misplaced = |load: &Load| placement::is_misplaced(&view, &load.model, &load.eligible);
+        let before = self.loads.len();
+        self.loads
+            .retain(|load| needed(&load.model) && !misplaced(load));
+        self.place_wanted |= self.loads.len() < before;
         self.claim();
         if self.place_wanted {
             self.push(self.place_at, What::Place);

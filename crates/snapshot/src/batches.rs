@@ -1,6 +1,6 @@
 //! Batches: where each one's `_plan` file lies is its state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
@@ -34,8 +34,10 @@ pub struct Batch {
     pub failed: u64,
     /// Tasks that were cancelled.
     pub cancelled: u64,
-    /// Tasks that ran when the brain last counted.
+    /// Tasks that agents have claimed.
     pub running: u64,
+    /// Tasks that are released and that nobody has claimed.
+    pub queued: u64,
     /// When it was submitted.
     pub submitted: Option<Timestamp>,
     /// The plan's folder.
@@ -74,9 +76,12 @@ pub struct PlanTask {
     /// Items that were cancelled.
     #[serde(default)]
     pub cancelled: u64,
-    /// Items that run.
+    /// Items that agents have claimed. The brain's file has here what it released, claimed or not.
     #[serde(default)]
     pub running: u64,
+    /// Items that are released and that nobody has claimed.
+    #[serde(default)]
+    pub queued: u64,
     /// Items that wait for dependencies.
     #[serde(default)]
     pub waiting: u64,
@@ -159,6 +164,8 @@ pub(crate) fn ids(rig: &Rig) -> Result<Vec<String>> {
 pub(crate) struct Active {
     queued: Vec<FileName>,
     processing: Vec<FileName>,
+    /// Tasks that somebody has claimed, by batch and task of its plan.
+    claimed: BTreeMap<(String, String), u64>,
 }
 
 impl Active {
@@ -166,7 +173,21 @@ impl Active {
         // The queue first: a plan that moves in between is seen twice, not missed.
         let queued = rig.list(Place::Queue(Class::Brain))?.names;
         let processing = rig.list(Place::Processing(BRAIN))?.names;
-        Ok(Active { queued, processing })
+        let mut claimed = BTreeMap::new();
+        for owner in rig.subdirs(Lane::Processing)? {
+            let place = Place::Processing(&owner);
+            for name in rig.list(place)?.names {
+                // One that has moved on, or cannot be read, is not known to be anybody's.
+                if let Ok(Some(spec)) = claim::peek(rig, place, &name) {
+                    *claimed.entry((spec.batch, spec.task)).or_default() += 1;
+                }
+            }
+        }
+        Ok(Active {
+            queued,
+            processing,
+            claimed,
+        })
     }
 
     /// The ids of `_plan` files among `batches`, which are no tasks to count.
@@ -190,6 +211,23 @@ impl Active {
             .iter()
             .chain(&self.processing)
             .any(|name| name.id == id)
+    }
+
+    /// Which of the released tasks somebody has claimed: the brain's count has both as one.
+    fn tell_apart(&self, batch: &mut Batch) {
+        for task in &mut batch.tasks {
+            let key = (batch.id.clone(), task.id.clone());
+            let claimed = self.claimed.get(&key).copied().unwrap_or_default();
+            let released = task.running;
+            // What has ended since the brain counted is neither.
+            task.running = claimed;
+            task.queued = released.saturating_sub(claimed);
+        }
+        batch.running = batch.tasks.iter().map(|task| task.running).sum();
+        let over = batch.done + batch.failed + batch.cancelled;
+        let left = batch.total.saturating_sub(over + batch.running);
+        let queued: u64 = batch.tasks.iter().map(|task| task.queued).sum();
+        batch.queued = queued.min(left);
     }
 
     /// All that is known of a batch; none where it has no `_plan` file anywhere.
@@ -245,6 +283,7 @@ impl Active {
         batch.done = count(rig, Place::Complete(id), plan_id)?;
         batch.failed = count(rig, Place::Failed(id), plan_id)?;
         batch.cancelled = count(rig, Place::Cancelled(id), plan_id)?;
+        self.tell_apart(&mut batch);
         batch.problem = problem;
         batch.total = batch.total.max(batch.done + batch.failed + batch.cancelled);
         Ok(Some(batch))
@@ -304,7 +343,8 @@ impl BrainsCount {
             total: self.total,
             failed: self.failed,
             cancelled: self.cancelled,
-            running: self.tasks.iter().map(|task| task.running).sum(),
+            running: 0,
+            queued: 0,
             submitted: self.submitted,
             plan_dir: self.plan_dir,
             batch_dir: self.batch_dir,
@@ -334,6 +374,7 @@ fn unread(id: &str, state: BatchState) -> Batch {
         failed: 0,
         cancelled: 0,
         running: 0,
+        queued: 0,
         submitted: None,
         plan_dir: None,
         batch_dir: None,

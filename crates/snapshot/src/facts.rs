@@ -1,17 +1,31 @@
 //! What a plan is checked against of a rig: the same for `rigor check`, `rigor submit` and the
 //! brain, so that what was accepted at submission is accepted when it is taken up.
 
-use rigor_config::{Config, ModelKind};
+use rigor_config::{Config, Gpu, ModelKind};
+use rigor_models::Found;
 use rigor_plan::{AgentFacts, ModelFacts, RigFacts};
 use rigor_queue::presence;
 use rigor_queue::rig::Rig;
 
-/// As [`read`], and what each model needs of GPU memory: this reads the models' files.
-pub fn read_with_needs(rig: &Rig, config: &Config) -> RigFacts {
+/// As [`read`], and what each model needs of GPU memory: this reads the models' files. `budget_mb`
+/// tells what tasks may use of the GPU of an agent that has never run.
+pub fn read_with_needs(
+    rig: &Rig,
+    config: &Config,
+    budget_mb: impl Fn(&Gpu) -> Option<u64>,
+) -> RigFacts {
     let mut facts = read(rig, config);
+    // The GPUs come first, in rig.toml's order.
+    for (agent, gpu) in facts.agents.iter_mut().zip(&config.gpus) {
+        agent.vram_budget_mb = agent.vram_budget_mb.or_else(|| budget_mb(gpu));
+    }
     let needs = crate::models::needs(rig, config);
-    for (model, need) in facts.models.iter_mut().zip(needs) {
+    for (model, (need, found)) in facts.models.iter_mut().zip(needs) {
         model.vram = need.map(|need| (need.on_each_mb(), need.words()));
+        model.problem = match found {
+            Found::Problem(problem) => Some(problem.to_string()),
+            Found::Estimate(_) | Found::Nothing => None,
+        };
     }
     facts
 }
@@ -44,6 +58,7 @@ pub fn read(rig: &Rig, config: &Config) -> RigFacts {
                 tier: Some(model.tier),
                 gpus: model.split_gpu,
                 vram: None,
+                problem: None,
             })
             .collect(),
         secrets: config.secrets.keys().cloned().collect(),

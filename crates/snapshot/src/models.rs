@@ -108,13 +108,16 @@ pub fn models(
     of(config, &catalogue, &measured(rig), &seen)
 }
 
-/// What each model of rig.toml needs, in its order. Reads their files.
-pub(crate) fn needs(rig: &Rig, config: &Config) -> Vec<Option<Need>> {
+/// What each model of rig.toml needs and what its files say, in its order. Reads their files.
+pub(crate) fn needs(rig: &Rig, config: &Config) -> Vec<(Option<Need>, Found)> {
     let catalogue = Catalogue::of(&config.models);
     let measured = measured(rig);
     let models = config.models.iter();
     models
-        .map(|model| catalogue.need(model, measured.vram_mb(model)))
+        .map(|model| {
+            let need = catalogue.need(model, measured.vram_mb(model));
+            (need, catalogue.found(&model.id).clone())
+        })
         .collect()
 }
 

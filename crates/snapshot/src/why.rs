@@ -91,7 +91,14 @@ pub fn batch(rig: &Rig, config: &Config, id: &str) -> Result<Option<Answer<Batch
 }
 
 /// What an agent does and why it does no more.
-pub fn agent(rig: &Rig, config: &Config, name: &str) -> Result<Answer<AgentVerdict>> {
+///
+/// `orphan` is the runtime that a dead agent left and that still runs: its model and processes.
+pub fn agent(
+    rig: &Rig,
+    config: &Config,
+    name: &str,
+    orphan: Option<(String, Vec<i32>)>,
+) -> Result<Answer<AgentVerdict>> {
     let facts = facts::read(rig, config)?;
     let mut changes = reasons::read(rig, name, facts.now - CHANGES_OF)?;
     changes.drain(..changes.len().saturating_sub(CHANGES));
@@ -108,6 +115,7 @@ pub fn agent(rig: &Rig, config: &Config, name: &str) -> Result<Answer<AgentVerdi
             .into_iter()
             .map(|(signal, _)| signal)
             .collect(),
+        orphan: orphan.filter(|_| !runs),
         last_words: (!runs).then(|| facts::last_words(rig, name)).flatten(),
     };
     Ok(Answer {

@@ -470,7 +470,10 @@ fn tasks_are_counted_where_they_lie() {
     assert_eq!((queue.stuck, &queue.stuck_details[0]), (1, &stuck(id)));
     assert_eq!(snapshot.agents[0].processing, [id]);
     let batch = &snapshot.batches[0];
-    assert_eq!((batch.done, batch.total, batch.running), (1, 4, 2));
+    assert_eq!((batch.done, batch.total), (1, 4));
+    assert_eq!((batch.running, batch.queued), (1, 1), "of two released");
+    let task = &batch.tasks[0];
+    assert_eq!((task.running, task.queued), (1, 1));
 }
 
 #[test]

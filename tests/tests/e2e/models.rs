@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use rigor_queue::rig::BRAIN;
-use rigor_tests::{Rig, Setup, parts};
+use rigor_tests::{Rig, Setup, parts, processes};
 
 fn chat_model(id: &str, more: &str) -> String {
     format!(
@@ -113,7 +113,19 @@ fn a_model_that_cannot_be_loaded_is_named_with_its_cause_and_the_rest_goes_on() 
     .make();
     let plan = rig.plan("mixed", &(prompt("lost", "gone") + &prompt("fine", "good")));
     rig.start_all();
+    let refused = rig.rigor(&["submit", &plan.to_string_lossy()]);
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("gone.gguf is not there"),
+        "{}",
+        refused.stderr
+    );
+    // It is there, and taken away.
+    let file = rig.root().join("models/gone.gguf");
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::copy(parts::fixture("model"), &file).unwrap();
     let batch = rig.submit(&plan);
+    fs::remove_file(&file).unwrap();
     rig.wait("fine is done", |rig| {
         rig.tasks(&batch, "complete").contains(&"fine".to_owned())
     });
@@ -232,4 +244,44 @@ fn every_gpu_is_heated_when_the_backlog_says_so() {
     for agent in ["gpu-1", "gpu-2", "gpu-3"] {
         assert!(rig.log(agent).contains("is now HOT"), "{agent}");
     }
+}
+
+/// A runtime outlives its agent that is not started again: the brain says whose it is and what ends
+/// it. What an operator asks of that agent waits, and can be withdrawn.
+#[test]
+fn the_runtime_of_a_dead_agent_is_named_and_what_waits_for_the_agent_is_cancelled() {
+    let mut rig = Setup {
+        gpus: 1,
+        tables: chat_model("a", ""),
+        ..Setup::default()
+    }
+    .make();
+    rig.start_all();
+    assert_eq!(rig.rigor(&["load", "gpu-1", "a"]).code, 0);
+    rig.wait_for_line("gpu-1", "a: model ready in ");
+    rig.kill("gpu-1");
+    let line = rig.wait_for_match(
+        BRAIN,
+        r"Agent gpu-1 is dead .*its runtime of a still runs and holds VRAM \(pid \d+\): gpu-1 takes it over or ends it when it is started again; if it is not to be, `kill \d+`",
+    );
+    let pid: u32 = line
+        .split("(pid ")
+        .nth(1)
+        .and_then(|rest| rest.split([' ', ')']).next())
+        .and_then(|pid| pid.parse().ok())
+        .unwrap();
+    let living = |rig: &Rig| rig.processes().iter().any(|one| one.pid == pid);
+    assert!(living(&rig), "{line}");
+
+    let asked = rig.rigor(&["load", "gpu-1", "a"]);
+    let id = asked.stdout.trim().to_owned();
+    assert_eq!(rig.rigor(&["cancel", &id]).code, 0);
+    rig.wait_for_match(
+        BRAIN,
+        &format!("Withdrew load_llm {}: cancelled by the operator", &id[..8]),
+    );
+    assert!(!rig.log(BRAIN).contains("no active batch has task"));
+
+    processes::send(pid, rustix::process::Signal::KILL);
+    rig.wait("the remedy helps", |rig| !living(rig));
 }

@@ -207,7 +207,7 @@ fn runtime_left(rig: &Rig, agent: &str) -> String {
             let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
             let pids = pids.join(" ");
             format!(
-                "; its runtime of {model} still runs and holds VRAM (pid {pids}): {agent} adopts it when it is started again; if it is not to be, `kill {pids}`"
+                "; its runtime of {model} still runs and holds VRAM (pid {pids}): {agent} takes it over or ends it when it is started again; if it is not to be, `kill {pids}`"
             )
         }
     }

@@ -79,9 +79,11 @@ impl Dispatcher {
                     .batches
                     .values_mut()
                     .find(|batch| batch.graph.find(id).is_some());
-                owner
-                    .ok_or_else(|| anyhow::anyhow!("no active batch has task {target}"))?
-                    .cancel_one(id);
+                match owner {
+                    Some(batch) => batch.cancel_one(id),
+                    None if self.placer.cancel(&mut self.brain, id)? => self.place_wanted = true,
+                    None => anyhow::bail!("no active batch has task {target}"),
+                }
                 Ok(())
             }
             ("retry", Some(id)) => {

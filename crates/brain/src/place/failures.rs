@@ -5,6 +5,7 @@
 //! is tried ever more rarely and `rigor why` can name the cause.
 
 use rigor_policy::placement::{FailedLoad, failed_load_wait};
+use rigor_queue::heartbeat::FailedLoadBeat;
 
 use super::*;
 
@@ -21,8 +22,8 @@ pub(super) struct Failures {
     by_load: BTreeMap<(String, String), Failure>,
     /// When each agent's process started.
     started: BTreeMap<String, Timestamp>,
-    /// The failed load that each agent's heartbeat showed last, and until when it waits.
-    shown: BTreeMap<String, (String, Timestamp)>,
+    /// The failed loads that each agent's heartbeat showed last, and until when each waits.
+    shown: BTreeMap<String, BTreeMap<String, Timestamp>>,
     looked: Option<Instant>,
 }
 
@@ -57,21 +58,25 @@ impl Failures {
                 self.by_load.retain(|(of, _), _| of != name);
                 self.shown.remove(name);
             }
-            self.note_shown(name, &beat.llm, now, wall);
+            self.note_shown(name, &beat.failed_loads(), now, wall);
         }
     }
 
-    fn note_shown(&mut self, agent: &str, llm: &LlmBeat, now: Instant, wall: Timestamp) {
-        if let LlmBeat::Failed { model, until, .. } = llm {
-            let shown = (model.clone(), *until);
-            self.shown.insert(agent.to_owned(), shown);
-        } else if let Some((model, until)) = self.shown.remove(agent)
-            && *llm == LlmBeat::Cold
+    fn note_shown(&mut self, agent: &str, told: &[FailedLoadBeat], now: Instant, wall: Timestamp) {
+        let told = told.iter().map(|one| (one.model.clone(), one.until));
+        let told: BTreeMap<String, Timestamp> = told.collect();
+        let before = self.shown.remove(agent).unwrap_or_default();
+        for (model, until) in before {
             // A heartbeat may be a little late.
-            && until.duration_since(wall).as_secs() > 1
-            && let Some(failure) = self.by_load.get_mut(&(agent.to_owned(), model))
-        {
-            failure.until = now;
+            if !told.contains_key(&model)
+                && until.duration_since(wall).as_secs() > 1
+                && let Some(failure) = self.by_load.get_mut(&(agent.to_owned(), model))
+            {
+                failure.until = now;
+            }
+        }
+        if !told.is_empty() {
+            self.shown.insert(agent.to_owned(), told);
         }
     }
 
@@ -87,7 +92,7 @@ impl Failures {
     pub(super) fn of(
         &self,
         agent: &str,
-        llm: &LlmBeat,
+        told: &[FailedLoadBeat],
         now: Instant,
         wall: Timestamp,
     ) -> Vec<FailedLoad> {
@@ -100,11 +105,11 @@ impl Failures {
                 retry_in_seconds: failure.until.saturating_duration_since(now).as_secs_f64(),
             })
             .collect();
-        if let LlmBeat::Failed {
+        for FailedLoadBeat {
             model,
             cause,
             until,
-        } = llm
+        } in told
         {
             let own = until.duration_since(wall).as_secs_f64().max(0.0);
             match failed.iter_mut().find(|failed| failed.model == *model) {
@@ -125,6 +130,32 @@ impl Failures {
 mod tests {
     use super::*;
 
+    fn told(model: &str, seconds: i64) -> FailedLoadBeat {
+        FailedLoadBeat {
+            model: model.to_owned(),
+            cause: "no such file".to_owned(),
+            until: Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_secs(seconds),
+        }
+    }
+
+    #[test]
+    fn each_model_waits_as_long_as_its_agent_says() {
+        let (mut failures, now) = (Failures::default(), Instant::now());
+        let wall = Timestamp::UNIX_EPOCH;
+        failures.failed("gpu-1", "a", "no such file", now);
+        failures.failed("gpu-1", "b", "no such file", now);
+        let both = [told("a", 570), told("b", 600)];
+        failures.note_shown("gpu-1", &both, now, wall);
+        let waits = |failures: &Failures, told: &[FailedLoadBeat]| -> Vec<f64> {
+            let failed = failures.of("gpu-1", told, now, wall);
+            failed.iter().map(|one| one.retry_in_seconds).collect()
+        };
+        assert_eq!(waits(&failures, &both), [570.0, 600.0]);
+        // The file of one was mended: the other waits on.
+        failures.note_shown("gpu-1", &both[1..], now, wall);
+        assert_eq!(waits(&failures, &both[1..]), [0.0, 600.0]);
+    }
+
     #[test]
     fn a_load_that_fails_for_good_is_asked_for_ever_more_rarely() {
         let (mut failures, start) = (Failures::default(), Instant::now());
@@ -132,20 +163,14 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..8 {
             failures.failed("gpu-1", "m", "no such file", now);
-            let failed = failures.of("gpu-1", &LlmBeat::Cold, now, Timestamp::UNIX_EPOCH);
+            let failed = failures.of("gpu-1", &[], now, Timestamp::UNIX_EPOCH);
             waits.push(failed[0].retry_in_seconds.round() as u64);
             now += Duration::from_secs_f64(failed[0].retry_in_seconds);
         }
         assert_eq!(waits, [30, 60, 120, 240, 480, 3600, 3600, 3600]);
-        assert_eq!(
-            failures.of("gpu-2", &LlmBeat::Cold, now, Timestamp::UNIX_EPOCH),
-            []
-        );
+        assert_eq!(failures.of("gpu-2", &[], now, Timestamp::UNIX_EPOCH), []);
         failures.succeeded("gpu-1", "m");
-        assert_eq!(
-            failures.of("gpu-1", &LlmBeat::Cold, now, Timestamp::UNIX_EPOCH),
-            []
-        );
+        assert_eq!(failures.of("gpu-1", &[], now, Timestamp::UNIX_EPOCH), []);
     }
 
     #[test]
@@ -153,34 +178,26 @@ mod tests {
         let (mut failures, now) = (Failures::default(), Instant::now());
         let wall = Timestamp::UNIX_EPOCH;
         let waits = |failures: &Failures| {
-            let failed = failures.of("gpu-1", &LlmBeat::Cold, now, wall);
+            let failed = failures.of("gpu-1", &[], now, wall);
             failed[0].retry_in_seconds
         };
-        let shown = |seconds| LlmBeat::Failed {
-            model: "m".to_owned(),
-            cause: "no such file".to_owned(),
-            until: wall + jiff::SignedDuration::from_secs(seconds),
-        };
+        let shown = |seconds| [told("m", seconds)];
         failures.failed("gpu-1", "m", "no such file", now);
         // Its own wait was over: the brain's goes on.
         failures.note_shown("gpu-1", &shown(0), now, wall);
-        failures.note_shown("gpu-1", &LlmBeat::Cold, now, wall);
+        failures.note_shown("gpu-1", &[], now, wall);
         assert_eq!(waits(&failures), 30.0);
         failures.note_shown("gpu-1", &shown(600), now, wall);
-        failures.note_shown("gpu-1", &LlmBeat::Cold, now, wall);
+        failures.note_shown("gpu-1", &[], now, wall);
         assert_eq!(waits(&failures), 0.0);
     }
 
     #[test]
     fn what_an_agent_says_of_itself_counts_without_a_failed_task() {
         let failures = Failures::default();
-        let llm = LlmBeat::Failed {
-            model: "m".to_owned(),
-            cause: "it crashed".to_owned(),
-            until: Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_secs(20),
-        };
-        let failed = failures.of("gpu-1", &llm, Instant::now(), Timestamp::UNIX_EPOCH);
+        let told = [told("m", 20)];
+        let failed = failures.of("gpu-1", &told, Instant::now(), Timestamp::UNIX_EPOCH);
         assert_eq!(failed[0].retry_in_seconds, 20.0);
-        assert_eq!(failed[0].cause, "it crashed");
+        assert_eq!(failed[0].cause, "no such file");
     }
 }

@@ -30,7 +30,7 @@ impl Placer {
             hot => format!("{model} hot on {hot} only"),
         };
         let message = format!(
-            "LLM tasks waiting ({queued}) but {state} - inserting {count} load_llm {} ({}): {reason}",
+            "LLM tasks waiting ({queued}) but {state} - inserting {count} load_llm {} ({}): for {model}, {reason}",
             if count == 1 { "task" } else { "tasks" },
             eligible.join(", ")
         );
@@ -71,10 +71,15 @@ impl Placer {
     pub(super) fn unload(
         &mut self,
         brain: &mut Context,
+        view: &View,
         agent: &str,
         next: Option<&str>,
         reason: &str,
     ) -> Result<()> {
+        let lent = view
+            .agents
+            .iter()
+            .any(|of| of.name == agent && matches!(of.llm, LlmBeat::Lent { .. }));
         let asked = self
             .open
             .values()
@@ -82,7 +87,10 @@ impl Placer {
         if asked {
             return Ok(());
         }
-        let message = format!("Unloading the model of {agent}: {reason}");
+        let message = match lent {
+            true => format!("Giving back the GPU of {agent}: {reason}"),
+            false => format!("Unloading the model of {agent}: {reason}"),
+        };
         tracing::info!("{message}");
         brain.journal.write(
             Entry::ResourceDecision,
@@ -260,12 +268,10 @@ fn no_model(
             // The two clocks need not agree: it cannot load for longer than it was asked to.
             return format!("loading for {}s", loading.min(asked.as_secs() as i64));
         }
-        LlmBeat::Failed {
-            model: held, cause, ..
-        } if held == model => {
-            return format!("failed to load it: {cause}");
-        }
         _ => {}
+    }
+    if let Some(failed) = beat.failed_load(model) {
+        return format!("failed to load it: {}", failed.cause);
     }
     if let Some(verdict) = beat.verdicts.get(&Class::Meta) {
         return format!("{} ({})", verdict.code.as_str(), verdict.detail);

@@ -148,7 +148,10 @@ impl Placer {
                         let beat = agent.and_then(|agent| agent.heartbeat.as_ref());
                         beat.is_some_and(|beat| takes_load(beat, &model, &open.agents))
                     });
-                (taken && !shown).then_some(Pending { model })
+                (taken && !shown).then_some(Pending {
+                    model,
+                    eligible: open.agents.clone(),
+                })
             })
             .collect()
     }
@@ -162,8 +165,8 @@ fn takes_load(beat: &Heartbeat, model: &str, eligible: &[String]) -> bool {
         Health::Paused => eligible.len() == 1,
         Health::Constrained | Health::Draining | Health::Quarantined => false,
     };
-    let backs_off = matches!(&beat.llm, LlmBeat::Failed { model: of, until, .. }
-        if of == model && *until > Timestamp::now());
+    let failed = beat.failed_load(model);
+    let backs_off = failed.is_some_and(|failed| failed.until > Timestamp::now());
     healthy && !backs_off
 }
 

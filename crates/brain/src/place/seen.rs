@@ -85,6 +85,7 @@ impl Placer {
             let beat = agent.heartbeat.as_ref();
             let unwritten = agent.unwritten();
             let llm = beat.map_or(LlmBeat::Cold, |beat| beat.llm.clone());
+            let told = beat.map_or_else(Vec::new, Heartbeat::failed_loads);
             let reading = beat.and_then(|beat| beat.gpu.as_ref());
             let cannot = brain
                 .config
@@ -146,7 +147,7 @@ impl Placer {
                 llm_running: beat.map_or(0, |beat| beat.llm_slots.0),
                 scripts_blocked: beat.is_some_and(blocked),
                 cannot,
-                failed: self.failures.of(&gpu.name, &llm, now, wall),
+                failed: self.failures.of(&gpu.name, &told, now, wall),
                 load_seconds: measured.collect(),
                 room_in_seconds,
                 llm,

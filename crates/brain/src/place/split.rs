@@ -274,9 +274,15 @@ impl Placer {
         Ok(())
     }
 
-    fn take_back(&mut self, brain: &mut Context, name: &FileName, why: &str) -> Result<()> {
+    /// Takes a task out of the queue. `false`: an agent has it, or is about to.
+    pub(super) fn take_back(
+        &mut self,
+        brain: &mut Context,
+        name: &FileName,
+        why: &str,
+    ) -> Result<bool> {
         let Candidate::Ready(held) = claim::candidate(&brain.rig, Class::Meta, name)? else {
-            return Ok(());
+            return Ok(false);
         };
         let outcome = Outcome::Cancelled {
             reason: why.to_owned(),
@@ -294,17 +300,35 @@ impl Placer {
         );
         self.lends.over(name.id);
         self.open.remove(&name.id);
-        Ok(())
+        self.gains.came_to_nothing(name.id, why);
+        Ok(true)
+    }
+
+    /// An operator cancels a load, an unload or a lend. `false`: no such task is open.
+    pub(crate) fn cancel(&mut self, brain: &mut Context, id: TaskId) -> Result<bool> {
+        let lend = self.lends.open.get(&id).map(|lend| lend.name);
+        let Some(name) = self.open.get(&id).map(|open| open.name).or(lend) else {
+            return Ok(false);
+        };
+        if !self.take_back(brain, &name, "cancelled by the operator")? {
+            anyhow::bail!("{} is with an agent already", name.id.short());
+        }
+        Ok(true)
     }
 
     /// Says where split models run, when that has changed.
     pub(super) fn say_splits(&mut self, brain: &mut Context, view: &View) {
         let mut running = BTreeMap::new();
-        for agent in view.agents.iter().filter(|agent| agent.alive) {
+        for agent in &view.agents {
             if let LlmBeat::Hot { model, lenders, .. } = &agent.llm
                 && !lenders.is_empty()
             {
-                running.insert(model.clone(), (agent.name.clone(), lenders.clone()));
+                let on = (agent.name.clone(), lenders.clone());
+                // What the heartbeat of a dead leader says was said, and is so until the next one:
+                // it holds no longer, but one that is started anew shows it for a moment.
+                if agent.alive || self.lends.said.get(model) == Some(&on) {
+                    running.insert(model.clone(), on);
+                }
             }
         }
         for (model, on) in &running {

@@ -77,7 +77,22 @@ fn a_lost_gpu_is_quarantined_and_its_task_goes_back_uncharged() {
     assert!(idle.health_reason.unwrap().contains("is lost"));
     rig.wait_for_line("gpu-1", "ERROR GPU of gpu-1 is lost and quarantined");
     assert_eq!(rig.count(Place::Queue(Class::Script)), 1);
+
+    rig.set_state(|state| state.gpus[0].fault = None);
+    rig.wait("what to do, now that it answers", || {
+        let reason = rig.heartbeat("gpu-1").and_then(|beat| beat.health_reason);
+        reason.is_some_and(|it| it.contains("answers again: start its agent anew"))
+    });
+    assert_eq!(
+        rig.count(Place::Queue(Class::Script)),
+        1,
+        "nothing is taken"
+    );
     drop(agent);
+    let _agent = rig.agent("gpu-1");
+    rig.wait("the script is taken", || {
+        rig.count(Place::Queue(Class::Script)) == 0
+    });
 }
 
 #[test]

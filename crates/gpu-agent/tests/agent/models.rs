@@ -287,3 +287,37 @@ fn llama_cpp_is_loaded_and_answers_prompts() {
         "llama-server lives"
     );
 }
+
+/// An operator's unload says what it makes room for: the model that serves is kept where that is in
+/// vain.
+#[test]
+fn nothing_is_unloaded_for_a_model_that_never_fits() {
+    let rig = with_model("python3 server.py {PORT}");
+    let path = rig.root().join("rig.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let server = rig.root().join("server.py").display().to_string();
+    let huge = "\n[[model]]\nid = \"huge\"\nkind = \"chat\"\nruntime = \"command\"\ncommand = \"false {PORT}\"\nslots = 1\nvram_mb = 90000\n";
+    fs::write(&path, text.replace("server.py", &server) + huge).unwrap();
+    rig.meta("load", load(&["gpu-1"]));
+    let mut agent = rig.agent("gpu-1");
+    rig.wait_for_line("gpu-1", "m: model ready in ");
+    let mut spec = rig.spec(Class::Meta, "unload", "");
+    spec.batch = RIG_BATCH.into();
+    spec.on = vec!["gpu-1".into()];
+    spec.work = Work::UnloadLlm {
+        agent: "gpu-1".into(),
+        next: Some("huge".into()),
+    };
+    rig.queue(&spec);
+    rig.wait_for_line(
+        "gpu-1",
+        "Nothing is unloaded from gpu-1: huge needs 90000MB and never fits here, where tasks and models have 4915MB",
+    );
+    rig.wait("the unload is recorded", || {
+        rig.count(Place::Retry(RIG_BATCH)) == 1
+    });
+    let beat = rig.heartbeat("gpu-1").unwrap();
+    assert!(matches!(beat.llm, LlmBeat::Hot { .. }), "{:?}", beat.llm);
+    agent.terminate();
+    assert!(agent.ended().success(), "{}", rig.log("gpu-1"));
+}

@@ -182,6 +182,7 @@ fn an_idle_agent_quotes_the_brain() {
             holders: vec!["gpu-2".to_owned()],
             asked: Vec::new(),
             reason: "the brain keeps it on gpu-2 only: 40s of work < 1.5 x 40s load".to_owned(),
+            stranded: false,
         }],
         ..Outlook::default()
     };

@@ -263,7 +263,7 @@ pub(super) fn not_loaded(
                 .find(|failed| Some(failed.model.as_str()) == name)
             {
                 Some(failed) => {
-                    let detail = format!("{what}, which failed to load ({})", failed.cause);
+                    let detail = format!("{what}, whose runtime failed here ({})", failed.cause);
                     verdict(Refusal::RuntimeFailing, detail)
                 }
                 None => verdict(Refusal::ModelNotLoaded, what),

@@ -117,7 +117,13 @@ fn refuses(state: &AgentState, candidate: &Candidate, code: Refusal, detail: &st
     };
     assert_eq!(decision.admit, None);
     assert_eq!(decision.verdicts.get(&candidate.class), Some(&verdict));
-    assert_eq!(decision.idle(state), Some(verdict));
+    let others = candidate.class == Class::Meta && code == Refusal::NoSuitableClass;
+    let idle = decision.idle(state);
+    match others {
+        // What is for others is no reason.
+        true => assert_eq!(idle.map(|it| it.code), Some(Refusal::QueueEmpty)),
+        false => assert_eq!(idle, Some(verdict)),
+    }
 }
 
 fn all() -> Vec<Candidate> {
@@ -460,7 +466,7 @@ fn a_load_needs_a_cold_gpu_an_eligible_agent_and_no_backoff() {
     refuses(&failed(25), &mine, Refusal::Backoff, detail);
     admits(&failed(25), &[load("llama3:8b", &["gpu-1"])], Class::Meta);
     admits(&failed(0), std::slice::from_ref(&mine), Class::Meta);
-    let detail = "llm:125 need qwen2.5:7b, which failed to load (out of memory)";
+    let detail = "llm:125 need qwen2.5:7b, whose runtime failed here (out of memory)";
     refuses(&failed(25), &llm(None), Refusal::RuntimeFailing, detail);
 
     let mut tight = state();

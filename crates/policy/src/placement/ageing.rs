@@ -220,8 +220,9 @@ impl World {
             pending: self
                 .loads
                 .iter()
-                .map(|(model, _)| Pending {
+                .map(|(model, may)| Pending {
                     model: name(*model),
+                    eligible: may.clone(),
                 })
                 .collect(),
             scripts_queued: self.scripts,

@@ -127,7 +127,7 @@ prop_compose! {
         // As the brain counts them: loads that somebody will take.
         for model in pending {
             if view.agents.iter().any(|agent| obstacle(agent, &model).is_none()) {
-                view.pending.push(Pending { model });
+                view.pending.push(Pending { model, eligible: Vec::new() });
             }
         }
         view
@@ -139,9 +139,15 @@ fn applied(view: &View, decisions: &[Decision]) -> View {
     let mut view = view.clone();
     for decision in decisions {
         match decision {
-            Decision::Load { model, count, .. } => {
+            Decision::Load {
+                model,
+                count,
+                eligible,
+                ..
+            } => {
                 let load = Pending {
                     model: model.clone(),
+                    eligible: eligible.clone(),
                 };
                 view.pending.extend(vec![load; *count]);
             }

@@ -8,7 +8,7 @@ use super::{Decision, View, decide};
 /// The version of the form of a [`Record`].
 pub const SCHEMA: u32 = 1;
 /// The version of the rules: it rises with every change after which [`decide`] may answer otherwise.
-pub const POLICY: u32 = 2;
+pub const POLICY: u32 = 3;
 
 /// One decision with all that it was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

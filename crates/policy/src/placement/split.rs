@@ -195,7 +195,9 @@ pub(super) fn plan(view: &View) -> Plan {
                 plan.keep(&agent.name, group);
             }
         } else {
-            match broken(view, group, gathering || held.contains(group.model)) {
+            let why = broken(view, group, gathering || held.contains(group.model))
+                .or_else(|| better(view, &groups, group));
+            match why {
                 None => gather(view, &groups, group, &mut plan),
                 Some((reason, late)) => give_back(group, &reason, late, &mut plan),
             }
@@ -298,6 +300,29 @@ fn broken(view: &View, group: &Group<'_>, another: bool) -> Option<(String, bool
         format!("{} could not lend its GPU in time", late.agent),
         true,
     ))
+}
+
+/// Whom a group waits for whose scripts leave no room for long, while others are free.
+fn better(view: &View, groups: &[Group<'_>], group: &Group<'_>) -> Option<(String, bool)> {
+    let demand = view.models.iter().find(|of| of.model == group.model)?;
+    let agent = |name: &str| view.agents.iter().find(|agent| agent.name == name);
+    let blocked: Vec<&str> = group
+        .asked
+        .iter()
+        .map(|lend| lend.agent.as_str())
+        .filter(|name| agent(name).is_some_and(|agent| agent.is_blocked_for_long(demand)))
+        .collect();
+    let free = gather::candidates(view, groups, demand)
+        .into_iter()
+        .filter(|agent| matches!(agent.llm, LlmBeat::Cold) && !agent.is_blocked_for_long(demand))
+        .count();
+    (!blocked.is_empty() && free >= blocked.len()).then(|| {
+        let names = blocked.join(", ");
+        (
+            format!("scripts keep {names} for long, and other GPUs are free"),
+            false,
+        )
+    })
 }
 
 fn give_back(group: &Group<'_>, reason: &str, late: bool, plan: &mut Plan) {

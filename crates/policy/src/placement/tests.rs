@@ -82,6 +82,64 @@ fn the_founding_run_heats_every_gpu() {
     assert_eq!(reason, "42m on one GPU, 15m on three");
 }
 
+/// Where each of two models gets its loads, as (model, agents).
+fn places(view: &View) -> Vec<(String, String)> {
+    let places = decide(view)
+        .into_iter()
+        .filter_map(|decision| match decision {
+            Decision::Load {
+                model, eligible, ..
+            } => Some((model, eligible.join(" "))),
+            _ => None,
+        });
+    places.collect()
+}
+
+/// Ten times the work does not keep the other model from its first GPU, whose load has to be anyway;
+/// and neither may take the GPU that is meant for the other.
+#[test]
+fn each_waiting_model_gets_a_gpu_before_one_gets_a_second() {
+    let mut view = View {
+        models: vec![demand("a", 500), demand("b", 1)],
+        agents: three_cold(),
+        ..View::default()
+    };
+    let expected = [("a", "gpu-1 gpu-4"), ("b", "gpu-2")];
+    let expected = expected.map(|(model, agents)| (model.to_owned(), agents.to_owned()));
+    assert_eq!(places(&view), expected);
+    // One that is served already has had its first.
+    view.agents[0].llm = hot("a");
+    view.agents.pop();
+    assert_eq!(places(&view), [("b".to_owned(), "gpu-2".to_owned())]);
+}
+
+#[test]
+fn further_gpus_go_by_the_work_for_each_gpu() {
+    let mut agents = three_cold();
+    agents.push(agent("gpu-5", LlmBeat::Cold));
+    let view = View {
+        models: vec![demand("a", 110), demand("b", 100)],
+        agents,
+        ..View::default()
+    };
+    let two = |model: &str| (model.to_owned(), 2, 2);
+    assert_eq!(loads(&view), [two("a"), two("b")]);
+}
+
+/// `b` failed on gpu-4 and fits there only as a last resort: what can be loaded there as well goes there.
+#[test]
+fn a_model_takes_the_gpu_that_others_can_use_least() {
+    let mut view = View {
+        models: vec![demand("a", 1), demand("b", 100)],
+        agents: three_cold(),
+        ..View::default()
+    };
+    view.agents[2].failed = vec![failed("b", 1, 0.0)];
+    let expected = [("b", "gpu-1 gpu-2"), ("a", "gpu-4")];
+    let expected = expected.map(|(model, agents)| (model.to_owned(), agents.to_owned()));
+    assert_eq!(places(&view), expected);
+}
+
 #[test]
 fn a_short_backlog_heats_one() {
     let view = View {
@@ -106,6 +164,7 @@ fn what_is_hot_loading_or_asked_for_is_not_asked_for_again() {
         agents,
         pending: vec![Pending {
             model: "m".to_owned(),
+            eligible: Vec::new(),
         }],
         ..View::default()
     };

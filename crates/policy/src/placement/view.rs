@@ -202,6 +202,15 @@ fn seconds_for(of: &[ModelSeconds], model: &str) -> Option<f64> {
 pub struct Pending {
     /// Catalogue id.
     pub model: String,
+    /// The agents that may take it; empty: not known, so any.
+    #[serde(default)]
+    pub eligible: Vec<String>,
+}
+
+impl Pending {
+    pub(super) fn may_take(&self, agent: &Agent) -> bool {
+        self.eligible.is_empty() || self.eligible.contains(&agent.name)
+    }
 }
 
 /// What should be done, with the reason in words.

@@ -71,6 +71,16 @@ pub fn agent(facts: &Facts, one: &OneAgent) -> Explanation<AgentVerdict> {
         let words = one.signals.join(", ");
         out.gates.push(Gate::new("signals", GateState::Info, words));
     }
+    let orphan = one.orphan.as_ref().map(|(model, pids)| {
+        let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+        let words = format!(
+            "its runtime of {model} (pid {}) still runs and holds VRAM until an agent takes it over or ends it",
+            pids.join(", ")
+        );
+        out.gates
+            .push(Gate::new("runtime", GateState::Closed, words));
+        format!("its runtime of {model} still runs (pid {})", pids.join(", "))
+    });
     if let Some(words) = &one.last_words {
         out.gates
             .push(Gate::new("last words", GateState::Info, words.clone()));
@@ -93,7 +103,7 @@ pub fn agent(facts: &Facts, one: &OneAgent) -> Explanation<AgentVerdict> {
     }
     let (verdict, reason, summary) = match (liveness, component.current()) {
         (Liveness::Fresh, Some(beat)) => answering(facts, known, beat, &mut out),
-        _ => troubled(facts, one, known, liveness, &mut out),
+        _ => troubled(facts, one, known, liveness, orphan, &mut out),
     };
     out.verdict = verdict;
     out.reason = reason;
@@ -168,6 +178,7 @@ fn troubled(
     one: &OneAgent,
     agent: &AgentFacts,
     liveness: Liveness,
+    orphan: Option<String>,
     out: &mut Explanation<AgentVerdict>,
 ) -> (AgentVerdict, String, String) {
     let name = &one.name;
@@ -181,9 +192,14 @@ fn troubled(
     );
     let (verdict, reason) = match liveness {
         Liveness::Never | Liveness::Down => {
-            out.help.push(help("rigor up", "starts it"));
+            let does = match orphan {
+                Some(_) => "starts it: it takes its runtime over or ends it",
+                None => "starts it",
+            };
+            out.help.push(help("rigor up", does));
             out.help.push(logs);
-            let summary = format!("{}. Start it: rigor up", end(facts, one, trouble));
+            let orphan = orphan.map_or_else(String::new, |words| format!("; {words}"));
+            let summary = format!("{}{orphan}. Start it: rigor up", end(facts, one, trouble));
             return (AgentVerdict::Down, "agent_down".to_owned(), summary);
         }
         Liveness::Recovering => (AgentVerdict::Recovering, "agent_down"),
@@ -244,7 +260,7 @@ fn answering(
             ago(facts, first.since)
         );
         if let Some(idle) = &beat.idle {
-            remedies(agent, idle.code, out);
+            remedies(facts, agent, idle.code, out);
         }
         return (AgentVerdict::Working, "running".to_owned(), summary);
     }
@@ -271,7 +287,7 @@ fn answering(
         let summary = format!("{idle}: it claims something this very moment");
         return (AgentVerdict::Working, "claiming".to_owned(), summary);
     };
-    remedies(agent, verdict.code, out);
+    remedies(facts, agent, verdict.code, out);
     let mut summary = format!("{idle}: {} - {}", verdict.code.as_str(), verdict.detail);
     summary.push_str(&beyond(facts, verdict, out));
     (
@@ -349,11 +365,19 @@ fn beyond(facts: &Facts, verdict: &Verdict, out: &mut Explanation<AgentVerdict>)
     }
 }
 
-fn remedies(agent: &AgentFacts, code: Refusal, out: &mut Explanation<AgentVerdict>) {
+fn remedies(facts: &Facts, agent: &AgentFacts, code: Refusal, out: &mut Explanation<AgentVerdict>) {
     let name = &agent.component.name;
     let one = match code {
         Refusal::Paused | Refusal::Draining => {
             help(format!("rigor resume {name}"), "lets it take work again")
+        }
+        Refusal::ModelNotLoaded
+            if agent
+                .default_model
+                .as_ref()
+                .is_some_and(|model| facts.split_models.contains(model)) =>
+        {
+            help("rigor models", "says where it fits")
         }
         Refusal::ModelNotLoaded => {
             let model = agent.default_model.as_deref().unwrap_or("MODEL");

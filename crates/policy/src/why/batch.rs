@@ -2,9 +2,11 @@
 
 use super::eta::{Eta, longest_chain, sum};
 use super::liveness::ago;
+use super::task::distance;
 use super::*;
 use crate::span::estimate;
-use rigor_queue::heartbeat::Refusal;
+use rigor_queue::heartbeat::{Refusal, Verdict};
+use rigor_queue::outlook::ModelOutlook;
 
 /// The answer about a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -47,7 +49,7 @@ pub fn batch(facts: &Facts, batch: &BatchFacts) -> Explanation<BatchVerdict> {
             out.gates.push(Gate::new("cancel", GateState::Info, words));
         }
     }
-    let path = steps(facts, batch, over.is_none(), &mut out);
+    let mut path = steps(facts, batch, over.is_none(), &mut out);
     for failure in &batch.failures {
         let examples: Vec<String> = failure
             .examples
@@ -119,6 +121,7 @@ pub fn batch(facts: &Facts, batch: &BatchFacts) -> Explanation<BatchVerdict> {
         _ => {}
     }
     if let Some(why) = never {
+        no_estimate(&mut out, "some of it can never run".to_owned());
         out.verdict = BatchVerdict::Never;
         "never_fits".clone_into(&mut out.reason);
         out.summary = format!("never ends by itself: {why}; {counts}");
@@ -129,17 +132,62 @@ pub fn batch(facts: &Facts, batch: &BatchFacts) -> Explanation<BatchVerdict> {
         return out;
     }
     let running: u64 = batch.steps.iter().map(|step| step.running).sum();
-    let eta = path.words();
+    let stranded = models(facts, batch)
+        .into_iter()
+        .find(|model| model.stranded);
+    if let Some(model) = stranded {
+        path = no_estimate(&mut out, format!("{} cannot be loaded now", model.model));
+    }
     if running > 0 {
+        let eta = path.words();
         out.verdict = BatchVerdict::Running;
         "running".clone_into(&mut out.reason);
         out.summary = format!("running: {counts}, {running} running; {eta}");
         return out;
     }
-    let (reason, why) = nothing_runs(facts, batch);
-    out.reason = reason;
-    out.summary = format!("not yet: {why}; {counts}; {eta}");
+    let stands = nothing_runs(facts, batch);
+    if stands.stopped && stranded.is_none() {
+        path = no_estimate(&mut out, "nothing of it can run now".to_owned());
+    }
+    out.reason = stands.reason;
+    out.summary = format!("not yet: {}; {counts}; {}", stands.words, path.words());
     out
+}
+
+/// Takes back an estimate that cannot hold as things are.
+fn no_estimate(out: &mut Explanation<BatchVerdict>, why: String) -> Eta {
+    let eta = Eta {
+        seconds: None,
+        how: format!("unknown: {why}"),
+    };
+    out.gates
+        .retain(|gate| !matches!(gate.gate, "critical path" | "eta"));
+    out.gates
+        .push(Gate::new("eta", GateState::Unknown, eta.words()));
+    eta
+}
+
+/// What the brain decided about the models that queued tasks of the batch need.
+fn models<'f>(facts: &'f Facts, batch: &BatchFacts) -> Vec<&'f ModelOutlook> {
+    let needed = |model: &ModelOutlook| {
+        let by_default = || {
+            facts
+                .agents
+                .iter()
+                .any(|agent| agent.default_model.as_ref() == Some(&model.model))
+        };
+        let llm = |queued: &&Queued| queued.class == Class::Llm;
+        batch
+            .queued
+            .values()
+            .filter(llm)
+            .any(|queued| match &queued.model {
+                Some(named) => *named == model.model,
+                None => by_default(),
+            })
+    };
+    let models = facts.outlook.iter().flat_map(|outlook| &outlook.models);
+    models.filter(|model| needed(model)).collect()
 }
 
 /// The steps, the critical path and the estimate.
@@ -213,80 +261,125 @@ fn ended(batch: &BatchFacts, word: &str) -> String {
 /// A task of it that can never run.
 fn never(facts: &Facts, batch: &BatchFacts, out: &mut Explanation<BatchVerdict>) -> Option<String> {
     let outlook = facts.outlook.as_ref()?;
-    let mut first = None;
-    for (shape, (number, id)) in &batch.queued {
+    let (mut all, mut first) = (0, None);
+    for (shape, queued) in &batch.queued {
         let Some(why) = outlook.never.get(shape) else {
             continue;
         };
-        let words = format!(
-            "{} can never run, {} for one: {why}",
-            count(*number as u64, "task"),
-            id.short()
-        );
+        let words = |number| {
+            format!(
+                "{} can never run, {} for one: {why}",
+                count(number, "task"),
+                queued.one.short()
+            )
+        };
+        let number = queued.count as u64;
         out.gates
-            .push(Gate::new("never", GateState::Closed, words.clone()));
-        first.get_or_insert(words);
+            .push(Gate::new("never", GateState::Closed, words(number)));
+        all += number;
+        first.get_or_insert((queued.one, why));
     }
-    first
+    let (one, why) = first?;
+    Some(format!(
+        "{} can never run, {} for one: {why}",
+        count(all, "task"),
+        one.short()
+    ))
+}
+
+/// Why nothing of a batch runs.
+struct Stands {
+    /// The code.
+    reason: String,
+    /// In words.
+    words: String,
+    /// Nothing of it will run before something else changes, which nobody can foretell.
+    stopped: bool,
 }
 
 /// Why nothing of it runs: what its queued tasks are refused for, or what it waits for.
-fn nothing_runs(facts: &Facts, batch: &BatchFacts) -> (String, String) {
-    let mut refused: BTreeMap<Refusal, (usize, String)> = BTreeMap::new();
-    let mut queued = 0;
-    for (shape, (number, _)) in &batch.queued {
-        queued += number;
-        for agent in &facts.agents {
-            let Some(verdict) = agent
-                .component
-                .current()
-                .filter(|_| agent.component.trouble(facts).is_none())
-                .and_then(|beat| beat.shapes.get(shape))
-            else {
-                continue;
-            };
-            refused.entry(verdict.code).or_insert_with(|| {
-                let words = format!("{}: {}", agent.component.name, verdict.detail);
-                (*number, words)
-            });
-        }
-    }
+fn nothing_runs(facts: &Facts, batch: &BatchFacts) -> Stands {
+    let goes_on = |reason: &str, words: String| Stands {
+        reason: reason.to_owned(),
+        words,
+        stopped: false,
+    };
+    let queued: usize = batch.queued.values().map(|queued| queued.count).sum();
     if queued > 0 {
-        // What is not meant for an agent says nothing where another one has a reason.
-        let told = refused
-            .iter()
-            .find(|(code, _)| **code != Refusal::NoSuitableClass)
-            .or_else(|| refused.iter().next());
-        return match told {
-            Some((code, (_, words))) => (
-                code.as_str().to_owned(),
-                format!("{queued} queued, {} - {words}", code.as_str()),
-            ),
-            None if facts
-                .agents
-                .iter()
-                .all(|agent| agent.component.trouble(facts).is_some()) =>
-            {
-                let words = format!("{queued} queued, and no agent is there (rigor up)");
-                ("no_agent".to_owned(), words)
-            }
-            None => (
-                "queued".to_owned(),
-                format!("{queued} queued behind other work"),
-            ),
-        };
+        return refused(facts, batch, queued);
     }
     let retry: u64 = batch.steps.iter().map(|step| step.retry).sum();
     if retry > 0 {
         let words = format!("{} after a failure", count(retry, "attempt"));
-        return ("backoff".to_owned(), words);
+        return goes_on("backoff", words);
     }
     let since = batch
         .submitted
         .map(|at| format!(" (submitted {} ago)", ago(facts, at)))
         .unwrap_or_default();
-    (
-        "waiting_deps".to_owned(),
+    goes_on(
+        "waiting_deps",
         format!("the brain releases its next tasks in a moment{since}"),
     )
+}
+
+/// What its queued tasks, so many, wait for: the brain's word on a model that nobody can load,
+/// else the refusal that is nearest to a claim.
+fn refused(facts: &Facts, batch: &BatchFacts, queued: usize) -> Stands {
+    let models = models(facts, batch);
+    let stands = |reason: &str, why: String, stopped| Stands {
+        reason: reason.to_owned(),
+        words: format!("{queued} queued, {reason} - {why}"),
+        stopped,
+    };
+    if let Some(model) = models.iter().find(|model| model.stranded) {
+        let why = format!("{}: {}", model.model, model.reason);
+        return stands(Refusal::ModelNotLoaded.as_str(), why, true);
+    }
+    let mut nearest: Option<(&str, &Verdict)> = None;
+    for (shape, agent) in batch
+        .queued
+        .keys()
+        .flat_map(|shape| facts.agents.iter().map(move |agent| (shape, agent)))
+    {
+        let Some(verdict) = agent
+            .component
+            .current()
+            .filter(|_| agent.component.trouble(facts).is_none())
+            .and_then(|beat| beat.shapes.get(shape))
+        else {
+            continue;
+        };
+        let nearer = |(_, known): &(&str, &Verdict)| {
+            (distance(verdict.code), verdict.code) < (distance(known.code), known.code)
+        };
+        if nearest.as_ref().is_none_or(nearer) {
+            nearest = Some((&agent.component.name, verdict));
+        }
+    }
+    let absent = |agent: &AgentFacts| agent.component.trouble(facts).is_some();
+    match nearest {
+        Some((agent, verdict)) => {
+            let mut why = format!("{agent}: {}", verdict.detail);
+            if matches!(verdict.code, Refusal::ModelNotLoaded | Refusal::WrongModel) {
+                let said = models.iter().map(|model| &model.reason);
+                for reason in said.filter(|reason| !reason.is_empty()) {
+                    why.push_str(&format!("; {reason}"));
+                }
+            }
+            // All the others are farther still.
+            let stopped = distance(verdict.code) >= distance(Refusal::Paused);
+            stands(verdict.code.as_str(), why, stopped)
+        }
+        None if facts.agents.iter().all(absent) => Stands {
+            reason: "no_agent".to_owned(),
+            words: format!("{queued} queued, and no agent is there (rigor up)"),
+            stopped: true,
+        },
+        None => Stands {
+            reason: "queued".to_owned(),
+            words: format!("{queued} queued behind other work"),
+            stopped: false,
+        },
+    }
 }

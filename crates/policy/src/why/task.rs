@@ -7,6 +7,7 @@ use crate::retry::{self, AfterFailure, FailedAttempt};
 use crate::span::span;
 
 mod queued;
+pub(super) use queued::distance;
 pub(super) mod running;
 
 /// The answer about a task.

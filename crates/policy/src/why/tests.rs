@@ -51,6 +51,7 @@ fn facts() -> Facts {
         brain: component("brain"),
         outlook: None,
         agents: vec![gpu("gpu-1"), gpu("gpu-2")],
+        split_models: BTreeSet::new(),
         heartbeat_warn: Duration::from_secs(60),
         heartbeat_hung: Duration::from_secs(300),
         brain_signals: Vec::new(),
@@ -304,6 +305,7 @@ fn a_model_that_is_elsewhere_comes_with_the_brains_reason() {
                 eligible: vec!["gpu-1".to_owned()],
             }],
             reason: "the brain keeps it on gpu-3 only: 40s of work < 1.5 x 40s load".to_owned(),
+            stranded: false,
         }],
         ..Outlook::default()
     });
@@ -435,14 +437,17 @@ fn what_fits_nowhere_never_runs() {
         why,
     );
     let mut batch_of = plan();
-    batch_of.queued = BTreeMap::from([(Shape(7), (12, id()))]);
+    batch_of.queued = BTreeMap::from([(Shape(7), queued(12, None)), (Shape(8), queued(1, None))]);
+    let never = &mut facts.outlook.as_mut().unwrap().never;
+    never.insert(Shape(8), "needs a GPU".to_owned());
     let told = batch(&facts, &batch_of);
     assert_eq!(told.verdict, BatchVerdict::Never);
     assert!(
-        told.summary.contains("12 tasks can never run"),
+        told.summary.contains("13 tasks can never run"),
         "{}",
         told.summary
     );
+    no_estimate(&told);
 }
 
 #[test]
@@ -601,6 +606,7 @@ fn an_idle_agent_names_its_cause_and_the_brains() {
             holders: vec!["gpu-2".to_owned()],
             asked: Vec::new(),
             reason: "the brain keeps it on gpu-2 only: 40s of work < 1.5 x 40s load".to_owned(),
+            stranded: false,
         }],
         waiting: BTreeMap::from([(Class::Llm, 40)]),
         ..Outlook::default()
@@ -669,6 +675,23 @@ fn a_dead_a_hung_and_a_stopped_agent_are_told_apart() {
         AgentVerdict::Starting,
         "has not beaten yet",
     );
+}
+
+/// VRAM that nobody else accounts for any more is held by what a dead agent left.
+#[test]
+fn a_dead_agents_runtime_that_still_runs_is_told_with_what_ends_it() {
+    let mut facts = facts();
+    facts.agents[0].component.presence = Presence::Gone;
+    let one = OneAgent {
+        orphan: Some(("tiny".to_owned(), vec![18749])),
+        ..one_agent()
+    };
+    let words = "its runtime of tiny still runs (pid 18749). Start it: rigor up";
+    agent_says(&facts, &one, AgentVerdict::Down, words);
+    let told = agent(&facts, &one);
+    assert!(told.gates.iter().any(|gate| gate.gate == "runtime"));
+    let up = told.help.iter().find(|help| help.command == "rigor up");
+    assert!(up.unwrap().does.contains("takes its runtime over"));
 }
 
 #[test]
@@ -770,7 +793,7 @@ fn a_batch_of_which_nothing_runs_says_what_its_tasks_are_refused_for() {
     refuse(&mut facts, Refusal::Thermal, "84C >= 80C");
     let mut batch_of = plan();
     batch_of.steps[0].running = 0;
-    batch_of.queued = BTreeMap::from([(Shape(7), (17, id()))]);
+    batch_of.queued = BTreeMap::from([(Shape(7), queued(17, None))]);
     let told = batch(&facts, &batch_of);
     assert_eq!(
         (told.verdict, told.reason.as_str()),
@@ -778,6 +801,138 @@ fn a_batch_of_which_nothing_runs_says_what_its_tasks_are_refused_for() {
     );
     let words = "not yet: 17 queued, thermal - gpu-1: 84C >= 80C";
     assert!(told.summary.starts_with(words), "{}", told.summary);
+}
+
+fn queued(count: usize, model: Option<&str>) -> Queued {
+    Queued {
+        count,
+        one: id(),
+        class: Class::Llm,
+        model: model.map(str::to_owned),
+    }
+}
+
+#[track_caller]
+fn no_estimate(told: &Explanation<BatchVerdict>) {
+    assert!(!told.summary.contains("about"), "{}", told.summary);
+    let path = told.gates.iter().find(|gate| gate.gate == "critical path");
+    assert_eq!(path, None);
+    let eta = told.gates.iter().find(|gate| gate.gate == "eta").unwrap();
+    assert_eq!((eta.eta_s, eta.state), (None, GateState::Unknown));
+}
+
+/// One agent says least about what is wrong; the brain knows, and nobody can say how long.
+#[test]
+fn a_batch_whose_model_nobody_can_load_gives_the_brains_reason_and_no_estimate() {
+    let mut facts = facts();
+    let detail = "llm:1 need wide";
+    refuse(&mut facts, Refusal::ModelNotLoaded, detail);
+    let reason = "no agent can load it now: it needs 2 GPUs and 1 could have it: gpu-1 dead";
+    let model = ModelOutlook {
+        model: "wide".to_owned(),
+        queued: 1,
+        holders: Vec::new(),
+        asked: Vec::new(),
+        reason: reason.to_owned(),
+        stranded: true,
+    };
+    facts.outlook = Some(Outlook {
+        models: vec![model],
+        ..Outlook::default()
+    });
+    let mut batch_of = plan();
+    batch_of.steps[0].running = 0;
+    batch_of.queued = BTreeMap::from([(Shape(7), queued(1, Some("wide")))]);
+    let told = batch(&facts, &batch_of);
+    assert_eq!(
+        told.summary,
+        format!(
+            "not yet: 1 queued, model_not_loaded - wide: {reason}; 480/1000 done; ETA unknown: wide cannot be loaded now"
+        )
+    );
+    no_estimate(&told);
+    // What runs meanwhile does not make the estimate hold.
+    batch_of.steps[0].running = 1;
+    let told = batch(&facts, &batch_of);
+    assert_eq!(told.verdict, BatchVerdict::Running);
+    no_estimate(&told);
+    // A reason that is no obstacle for ever stands beside the agent's words, with an estimate.
+    let model = &mut facts.outlook.as_mut().unwrap().models[0];
+    model.stranded = false;
+    model.reason = "needs 2 GPUs, 1 is free".to_owned();
+    batch_of.steps[0].running = 0;
+    let told = batch(&facts, &batch_of);
+    let words = "not yet: 1 queued, model_not_loaded - gpu-1: llm:1 need wide; needs 2 GPUs, 1 is free; 480/1000 done; about";
+    assert!(told.summary.starts_with(words), "{}", told.summary);
+}
+
+#[test]
+fn a_batch_that_every_agent_is_told_to_leave_has_no_estimate() {
+    let mut facts = facts();
+    refuse(&mut facts, Refusal::Paused, "paused by the operator");
+    let mut batch_of = plan();
+    batch_of.steps[0].running = 0;
+    batch_of.queued = BTreeMap::from([(Shape(7), queued(17, None))]);
+    let told = batch(&facts, &batch_of);
+    assert_eq!(told.reason, "paused");
+    no_estimate(&told);
+}
+
+/// An operator's load goes to one agent, which refuses a model that lies on several GPUs.
+#[test]
+fn a_load_by_hand_is_advised_only_where_it_is_accepted() {
+    let mut facts = facts();
+    refuse(&mut facts, Refusal::ModelNotLoaded, "llm:1 need wide");
+    let mut one = in_lane(Lane::Queue);
+    one.model = Some("wide".to_owned());
+    let advised = |facts: &Facts| {
+        let told = task(facts, &one);
+        told.help
+            .iter()
+            .any(|help| help.command == "rigor load gpu-1 wide")
+    };
+    assert!(advised(&facts));
+    facts.split_models.insert("wide".to_owned());
+    assert!(!advised(&facts));
+    // Nor for a default model.
+    let say = |facts: &mut Facts, split: bool| {
+        facts.agents[0].default_model = Some("wide".to_owned());
+        facts.beat(0).idle = Some(verdict(Refusal::ModelNotLoaded, "llm:1 need wide"));
+        if !split {
+            facts.split_models.clear();
+        }
+        let told = agent(facts, &one_agent());
+        told.help
+            .iter()
+            .any(|help| help.command.starts_with("rigor load"))
+    };
+    assert!(!say(&mut facts, true));
+    assert!(say(&mut facts, false));
+}
+
+#[test]
+fn words_agree_in_number_and_end_where_nothing_follows() {
+    let mut facts = facts();
+    refuse(&mut facts, Refusal::ModelNotLoaded, "llm:1 need wide");
+    facts.outlook = Some(Outlook {
+        models: vec![ModelOutlook {
+            model: "qwen2.5:7b".to_owned(),
+            queued: 1,
+            holders: Vec::new(),
+            asked: Vec::new(),
+            reason: String::new(),
+            stranded: false,
+        }],
+        ..Outlook::default()
+    });
+    let mut one = in_lane(Lane::Queue);
+    one.ahead = 1;
+    let told = task(&facts, &one);
+    let words =
+        "model_not_loaded on gpu-1: llm:1 need wide (and 1 more says the same); 1 ahead of it";
+    assert!(told.summary.ends_with(words), "{}", told.summary);
+    let queue = told.gates.iter().find(|gate| gate.gate == "queue").unwrap();
+    assert_eq!(queue.words, "1 task ahead of it in queue/llm");
 }
 
 #[test]

@@ -12,7 +12,17 @@ use super::Findings;
 /// Looks at each GPU; returns what tasks may use of those that can be read, MB, by agent.
 pub(super) fn gpus(rig: &Rig, config: &Config, findings: &mut Findings) -> BTreeMap<String, u64> {
     let mut budgets = BTreeMap::new();
-    let opened = Gpus::open(config.nvml.library.as_deref());
+    let opened = match crate::nvml::open(config) {
+        Ok(opened) => opened,
+        Err(waited) => {
+            findings.fail(
+                "NVML",
+                format!("it does not answer for {}s: the driver hangs", waited.as_secs()),
+                "see `dmesg` for `NVRM` and `Xid`; a reboot may be needed. Until it answers agents take no GPU work",
+            );
+            return budgets;
+        }
+    };
     if config.gpus.is_empty() && opened.is_err() {
         findings.ok("NVML", "no [[gpu]] in rig.toml");
         return budgets;
@@ -23,7 +33,7 @@ pub(super) fn gpus(rig: &Rig, config: &Config, findings: &mut Findings) -> BTree
             findings.fail(
                 "NVML",
                 error.to_string(),
-                "without it no agent with a GPU starts",
+                "agents with a GPU do nothing until it works, and then go on by themselves",
             );
             return budgets;
         }
@@ -39,6 +49,17 @@ pub(super) fn gpus(rig: &Rig, config: &Config, findings: &mut Findings) -> BTree
         let driver = driver.unwrap_or_else(|| "unknown".to_owned());
         findings.ok("NVML", format!("driver {driver}"));
     }
+    // A split model's runtime has memory of several GPUs.
+    let left: Vec<u32> = config
+        .gpus
+        .iter()
+        .filter_map(|gpu| {
+            let manifest = rig.agent_dir(&gpu.name).join(rigor_runtime::MANIFEST_NAME);
+            Some(rigor_runtime::orphan(&manifest)?.1)
+        })
+        .flatten()
+        .filter_map(|pid| u32::try_from(pid).ok())
+        .collect();
     for gpu in &config.gpus {
         let check = format!("{} GPU", gpu.name);
         let reading = match gpus.reading(&gpu.uuid) {
@@ -57,7 +78,8 @@ pub(super) fn gpus(rig: &Rig, config: &Config, findings: &mut Findings) -> BTree
         let hot = reading
             .temperature_c
             .is_some_and(|temperature| temperature >= config.limits.temperature_c);
-        match holders(&reading, |_| ours).first() {
+        // What a dead agent left has a finding of its own, with its own remedy.
+        match holders(&reading, |pid| ours || left.contains(&pid)).first() {
             Some(holder) => {
                 findings.warn(check, format!("{words}; {holder}"), holder.remedy.clone());
             }

@@ -204,10 +204,7 @@ pub(super) fn leftovers(rig: &Rig, config: &Config, findings: &mut Findings) {
                 "the runtime of {model} (pid {}) has outlived its agent and holds VRAM",
                 pids.join(", ")
             ),
-            format!(
-                "rigor up: the agent takes it over or ends it; or kill {}",
-                pids.join(" ")
-            ),
+            "rigor up: the agent takes it over or ends it",
         );
     }
 }

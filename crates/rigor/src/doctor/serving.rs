@@ -150,7 +150,10 @@ pub(super) fn models(
         let Some(need_mb) = seen.need_mb else {
             findings.ok(
                 check,
-                format!("{what}: what it needs is not known; it gets a GPU of its own"),
+                format!(
+                    "{what}: what it needs is not known; it gets {} of its own",
+                    crate::terminal::plural(model.split_gpu.max(1) as usize, "GPU")
+                ),
             );
             continue;
         };
@@ -172,13 +175,27 @@ pub(super) fn models(
         for (agent, budget) in &short {
             words.push_str(&format!(", {agent} is short by {} MB", on_each - **budget));
         }
-        if budgets.is_empty() {
-            findings.ok(check, words);
-        } else if (fits.len() as u64) < gpus {
+        let there = config.gpus.len();
+        if (there as u64) < gpus {
             findings.fail(
                 check,
-                format!("it fits no GPU: {words}"),
-                "give it less `context` or fewer `slots`, take a smaller quantisation, raise `vram_share`, or `split_gpu` it, in rig.toml",
+                format!("it lies on {gpus} GPUs, and the rig has {there}: {words}"),
+                "set a smaller `split_gpu` in rig.toml",
+            );
+        } else if budgets.is_empty() {
+            findings.ok(check, words);
+        } else if (fits.len() as u64) < gpus {
+            let (fault, split) = match gpus {
+                1 => ("it fits no GPU".to_owned(), "or `split_gpu` it"),
+                _ => (
+                    format!("it does not fit {gpus} GPUs"),
+                    "or a larger `split_gpu`",
+                ),
+            };
+            findings.fail(
+                check,
+                format!("{fault}: {words}"),
+                format!("give it less `context` or fewer `slots`, take a smaller quantisation, raise `vram_share`, {split}, in rig.toml"),
             );
         } else {
             let names: Vec<&str> = fits.iter().map(|(agent, _)| agent.as_str()).collect();

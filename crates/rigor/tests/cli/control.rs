@@ -1,9 +1,11 @@
 use rigor_queue::claim::peek;
 use rigor_queue::heartbeat::{Health, Heartbeat, LlmBeat};
 use rigor_queue::lane::Move;
+use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::presence;
 use rigor_queue::rig::Place;
-use rigor_queue::task::{Class, Work};
+use rigor_queue::submit::{Durability, submit};
+use rigor_queue::task::{Class, TaskSpec, Work};
 
 use crate::hand_made::HandMade;
 
@@ -215,4 +217,78 @@ fn a_split_model_is_unloaded_where_it_runs_and_loaded_by_nobody_alone() {
         },
     );
     assert_eq!(unloaded(&made), "gpu-2");
+}
+
+#[test]
+fn a_load_that_never_fits_is_refused_before_anything_is_unloaded() {
+    let made = HandMade::new();
+    let toml = made.rig.root().join("rig.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    let huge = "[[model]]\nid = \"huge\"\nkind = \"chat\"\nruntime = \"command\"\ncommand = \"true {PORT}\"\nslots = 1\nvram_mb = 90000\n";
+    std::fs::write(&toml, text.replace("[nvml]", &format!("{huge}[nvml]"))).unwrap();
+    made.rig.prepare_agent("gpu-1").unwrap();
+    let mut beat = Heartbeat::alive(1, jiff::Timestamp::now(), Health::Healthy);
+    beat.gpu = Some(rigor_queue::heartbeat::GpuBeat {
+        index: 0,
+        uuid: "GPU-1".to_owned(),
+        name: "card".to_owned(),
+        stand_in: true,
+        used_mb: 0,
+        total_mb: 6144,
+        budget_mb: 4915,
+        available_mb: 4915,
+        foreign: None,
+        temperature_c: None,
+        utilization: None,
+        power_w: None,
+    });
+    beat.llm = LlmBeat::Hot {
+        model: "tiny".to_owned(),
+        slots: 1,
+        load_ms: 1,
+        since: jiff::Timestamp::now(),
+        lenders: Vec::new(),
+    };
+    presence::beat(&made.rig, "gpu-1", &beat).unwrap();
+    made.rigor(&["load", "gpu-1", "huge"])
+        .exits(1)
+        .says("needs 90000 MB, the GPU has 4915 MB for tasks and models, short by 85085 MB");
+    assert_eq!(made.rig.count(Place::Queue(Class::Meta)).unwrap(), 0);
+}
+
+#[test]
+fn an_operators_load_is_cancelled_while_it_is_queued_and_the_brains_is_not() {
+    let made = HandMade::new();
+    let load = made.rigor(&["load", "gpu-2", "tiny"]).ok();
+    assert!(load.stderr.contains("within 1h"), "{}", load.stderr);
+    let id = load.line().to_owned();
+    made.rigor(&["cancel", &id]).ok();
+    let sent = made.signals("brain");
+    assert_eq!(sent, [(format!("{id}.cancel"), String::new())]);
+
+    let names = made.rig.list(Place::Queue(Class::Meta)).unwrap().names;
+    let _held = made.claim(Class::Meta, &names[0], "gpu-2");
+    made.rigor(&["cancel", &id])
+        .exits(1)
+        .says("`rigor unload gpu-2` frees the GPU");
+
+    let spec = TaskSpec::new(
+        TaskId::derive("_rig", "load_llm", Some("brain-1")),
+        "_rig",
+        "load_llm",
+        Class::Meta,
+        Work::LoadLlm {
+            model: "tiny".to_owned(),
+            eligible: vec!["gpu-1".to_owned()],
+            lenders: Vec::new(),
+            expires: jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1),
+        },
+    );
+    let name = FileName::first(spec.priority, 9, spec.shape(), spec.id);
+    let queue = Place::Queue(Class::Meta);
+    submit(&made.rig, queue, &name, &spec, Durability::Process).unwrap();
+    made.rigor(&["cancel", &spec.id.to_string()])
+        .exits(1)
+        .says("cancel the tasks that need tiny");
+    assert_eq!(made.signals("brain").len(), 1);
 }

@@ -125,3 +125,30 @@ fn every_command_has_help_with_examples() {
             .contains("_rigor")
     );
 }
+
+#[test]
+fn a_driver_that_hangs_does_not_hang_those_who_look() {
+    let dir = tempfile::tempdir().unwrap();
+    rigor(dir.path(), &["init", "rig", "--sim-gpus", "1"]).ok();
+    let rig = dir.path().join("rig");
+    let toml = rig.join("rig.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    let mut text = text.replacen("[timing]", "[timing]\ngpu_hung = \"1s\"", 1);
+    text.push_str("\n[[model]]\nid = \"m\"\nruntime = \"command\"\ncommand = \"true {PORT}\"\n");
+    std::fs::write(&toml, text).unwrap();
+    let mut state = nvml_stand_in::State::with_gpus(1);
+    state.gpus[0].uuid = Config::load(&rig).unwrap().gpus[0].uuid.clone();
+    state.gpus[0].hangs = true;
+    state
+        .write(&rig.join("sim").join(nvml_stand_in::STATE_NAME))
+        .unwrap();
+    let said = rigor(dir.path(), &["--rig", "rig", "doctor"])
+        .exits(1)
+        .stdout;
+    assert!(
+        said.contains("it does not answer for 1s: the driver hangs"),
+        "{said}"
+    );
+    let said = rigor(dir.path(), &["--rig", "rig", "models"]).ok().stdout;
+    assert!(said.contains("NVML does not tell"), "{said}");
+}

@@ -85,6 +85,14 @@ fn the_rig_is_part_of_the_check() {
         .exits(1)
         .says("tinny")
         .says("tiny");
+    made.plan_of("# Plan: x\n\n## Tasks\n\n### one\n- **prompt**: hello\n");
+    let unseen = "GPU memory of gpu-1, gpu-2 is not checked: no agent has run there yet";
+    made.rigor(&["check", "plan"]).ok().says(unseen);
+    let json = made.rigor(&["check", "plan", "--json"]).ok().json();
+    assert!(
+        json["notes"][0].as_str().unwrap().contains(unseen),
+        "{json}"
+    );
     // Without a rig only the plan itself is checked.
     let alone = made
         .rigor(&["--rig", "no-rig", "check", "plan"])

@@ -206,6 +206,41 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
 }
 
 #[test]
+fn a_model_for_more_gpus_than_there_are_is_said_by_all_who_look() {
+    let made = HandMade::new();
+    let toml = made.rig.root().join("rig.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    let wide = "[[model]]\nid = \"wide\"\nruntime = \"command\"\ncommand = \"true {PORT}\"\nvram_mb = 40\nsplit_gpu = 4\n";
+    std::fs::write(&toml, format!("{text}{wide}")).unwrap();
+    made.plan_of("# Plan: x\n\n## Tasks\n\n### one\n- **prompt**: hello\n- **llm_model**: wide\n");
+    made.rigor(&["check", "plan"])
+        .exits(1)
+        .says("model `wide` lies on 4 GPUs, and the rig has 2");
+    let json = made.rigor(&["doctor", "--json"]).exits(1).json();
+    let checks = json["checks"].as_array().unwrap();
+    let wide = checks.iter().find(|one| one["check"] == "model wide");
+    let wide = wide.unwrap();
+    assert_eq!(wide["result"], "failed");
+    let detail = wide["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("it lies on 4 GPUs, and the rig has 2"),
+        "{wide}"
+    );
+    let remedy = wide["remedy"].as_str().unwrap();
+    assert!(remedy.contains("a smaller `split_gpu`"), "{remedy}");
+    let text = made.rigor(&["doctor"]).exits(1).stdout;
+    // Every detail stands in one column, whatever the longest name.
+    let column = |check: &str, detail: &str| {
+        let line = text.lines().find(|line| line.contains(check)).unwrap();
+        line.find(detail).unwrap()
+    };
+    assert_eq!(
+        column("file system", "locks, renames"),
+        column("model wide", "it lies on 4")
+    );
+}
+
+#[test]
 fn models_are_listed_with_what_they_need_and_a_missing_file_is_said() {
     let made = HandMade::new();
     let toml = made.rig.root().join("rig.toml");

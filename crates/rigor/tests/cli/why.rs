@@ -72,7 +72,7 @@ fn a_queued_task_is_explained_from_files_alone() {
         gate("queue", "")["words"]
             .as_str()
             .unwrap()
-            .starts_with("1 tasks ahead")
+            .starts_with("1 task ahead")
     );
     let text = made.rigor(&["why", &name]).ok().stdout;
     assert_eq!(
@@ -176,7 +176,12 @@ fn an_agent_is_explained_dead_or_alive() {
     let (lock, mut beat) = alive(&made, "gpu-1");
     beat.idle_since = Some(Timestamp::now() - SignedDuration::from_mins(4));
     beat.idle = Some(refusal(Refusal::Paused, "paused by the operator"));
+    beat.health = Health::Paused;
+    beat.health_reason = Some("paused by the operator".to_owned());
     presence::beat(&made.rig, "gpu-1", &beat).unwrap();
+    let status = made.rigor(&["status"]).ok().stdout;
+    let said = status.matches("paused by the operator").count();
+    assert_eq!((said, status.contains("paused: ")), (1, false), "{status}");
     let mut journal = ReasonLog::open(&made.rig, "gpu-1").unwrap();
     let note = |journal: &mut ReasonLog, minutes, cause, detail: &str| {
         let since = Timestamp::now() - SignedDuration::from_mins(minutes);

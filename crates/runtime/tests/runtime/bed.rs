@@ -32,6 +32,7 @@ impl Bed {
     pub(crate) fn with(change: impl FnOnce(&mut HostOptions)) -> Bed {
         let folder = tempfile::tempdir().unwrap();
         let mut options = HostOptions {
+            rig_id: "rig".into(),
             agent: "gpu-1".into(),
             host: "127.0.0.1".into(),
             port: free_port(),
@@ -40,8 +41,10 @@ impl Bed {
             manifest_path: folder.path().join("runtime.json"),
             grace: Duration::from_secs(5),
             vram: None,
+            vram_hung: PATIENCE,
             vram_patience: PATIENCE,
             watch_every: Duration::from_secs(30),
+            again_every: PATIENCE,
         };
         change(&mut options);
         let (host, events) = RuntimeHost::new(options.clone()).unwrap();
@@ -293,6 +296,7 @@ fn spec(id: &str, kind: ModelKind, program: RuntimeProgram) -> ModelSpec {
         env: vec![],
         load_timeout: PATIENCE,
         more_gpus: vec![],
+        gpu_indices: vec![],
         vram_mb: None,
         prove_vram: true,
     }

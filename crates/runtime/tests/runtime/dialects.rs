@@ -2,7 +2,7 @@
 //! goes wrong with any runtime that serves.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rigor_runtime::state::State;
@@ -11,7 +11,7 @@ use rigor_runtime::{
 };
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, fresh_uuid, processes_with, stand_in_program, until};
+use crate::bed::{Bed, PATIENCE, fresh_uuid, processes_with, stand_in_program, until};
 
 /// A bed with a GPU on which each process that claims memory takes what it claims.
 fn on_gpu() -> Bed {
@@ -159,6 +159,30 @@ async fn vllms_engine_that_survives_its_server_is_removed_by_its_cookie() {
     bed.assert_nothing_left(Some(&nonce));
 }
 
+/// Releases of vLLM before 0.24 end at once when they find a UUID there.
+#[tokio::test]
+async fn vllm_is_shown_its_gpus_by_index_in_nvmls_order_and_others_by_uuid() {
+    for is_vllm in [true, false] {
+        let (own, other) = (fresh_uuid(), fresh_uuid());
+        let bed = Bed::with(|options| options.gpu_uuid = Some(own.clone()));
+        let mut spec = match is_vllm {
+            true => bed.vllm(json!({})),
+            false => bed.stand_in(json!({})),
+        };
+        spec.more_gpus = vec![other.clone()];
+        spec.gpu_indices = vec![2, 0];
+        let loaded = bed.host.load(spec).await.unwrap();
+        let environ = std::fs::read(format!("/proc/{}/environ", loaded.pid)).unwrap();
+        let environ = String::from_utf8_lossy(&environ).into_owned();
+        let has = |entry: &str| environ.split('\0').any(|it| it == entry);
+        let by_uuid = format!("CUDA_VISIBLE_DEVICES={own},{other}");
+        assert_eq!(has(&by_uuid), !is_vllm, "{environ}");
+        assert_eq!(has("CUDA_VISIBLE_DEVICES=2,0"), is_vllm, "{environ}");
+        assert_eq!(has("CUDA_DEVICE_ORDER=PCI_BUS_ID"), is_vllm, "{environ}");
+        bed.host.unload().await.unwrap();
+    }
+}
+
 /// Both GPUs are named to it, and what either of them still holds blocks both.
 #[tokio::test]
 async fn a_model_over_two_gpus_is_proven_and_returned_on_both() {
@@ -189,6 +213,50 @@ async fn a_model_over_two_gpus_is_proven_and_returned_on_both() {
     assert!(matches!(error, UnloadError::Vram { .. }), "{error:?}");
     held_mb.store(0, Ordering::Relaxed);
     bed.host.unload().await.unwrap();
+}
+
+/// The runtime is ended all the same; only its memory is not known to be back.
+#[tokio::test]
+async fn a_driver_that_hangs_does_not_hold_up_an_unload() {
+    let uuid = fresh_uuid();
+    let hangs = Arc::new(AtomicBool::new(false));
+    let (hanging, of) = (hangs.clone(), uuid.clone());
+    let mut bed = Bed::with(|options| {
+        options.gpu_uuid = Some(uuid);
+        options.vram = Some(Arc::new(move |_: &[String]| {
+            while hanging.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Some(1_000 + claimed_mb(&of))
+        }));
+        options.vram_hung = Duration::from_millis(300);
+        options.vram_patience = Duration::from_millis(500);
+        options.again_every = Duration::from_millis(100);
+    });
+    bed.host
+        .load(bed.vllm(json!({"vram_mb": 700})))
+        .await
+        .unwrap();
+    let nonce = bed.nonce();
+    hangs.store(true, Ordering::Relaxed);
+    let unloaded = tokio::time::timeout(PATIENCE, bed.host.unload()).await;
+    let error = unloaded.expect("an answer").unwrap_err();
+    assert!(
+        matches!(error, UnloadError::Vram { used_mb: None, .. }),
+        "{error:?}"
+    );
+    assert_eq!(processes_with(COOKIE_VARIABLE, &nonce), Vec::<i32>::new());
+    assert!(matches!(bed.event().await, RuntimeEvent::Ready(_)));
+    assert!(matches!(bed.event().await, RuntimeEvent::Stuck { .. }));
+    assert!(matches!(
+        bed.state(),
+        State::Failed { stuck: true, .. } | State::Unloading { .. }
+    ));
+    // Nobody has to ask: the GPU is of use again when the driver is.
+    hangs.store(false, Ordering::Relaxed);
+    assert!(matches!(bed.event().await, RuntimeEvent::Removed { .. }));
+    assert_eq!(bed.state(), State::Cold);
+    bed.assert_nothing_left(Some(&nonce));
 }
 
 async fn wedged(bed: &mut Bed, behaviour: Value, why: &str, words: &str) {

@@ -123,6 +123,20 @@ async fn what_would_be_started_otherwise_is_reaped() {
 }
 
 #[tokio::test]
+async fn one_over_several_gpus_is_reaped_for_that_and_not_for_rig_toml() {
+    let killed = Bed::new();
+    killed.host.load(killed.stand_in(json!({}))).await.unwrap();
+    let nonce = killed.nonce();
+    let mut manifest = killed.manifest();
+    manifest["proven"]["gpus"] = json!(["GPU-1", "GPU-2"]);
+    std::fs::write(&killed.options.manifest_path, manifest.to_string()).unwrap();
+    // The catalogue is of models that one GPU serves.
+    let (_host, _events, found) = successor(&killed, vec![tiny()]).await;
+    reaped(found, "over several GPUs is not taken over, and it is on 2");
+    killed.assert_nothing_left(Some(&nonce));
+}
+
+#[tokio::test]
 async fn what_is_not_in_the_catalogue_is_reaped() {
     let killed = Bed::new();
     killed.host.load(killed.stand_in(json!({}))).await.unwrap();

@@ -167,6 +167,7 @@ impl World<'_> {
                 .iter()
                 .map(|load| Pending {
                     model: load.model.clone(),
+                    eligible: load.eligible.clone(),
                 })
                 .collect(),
             upcoming: self

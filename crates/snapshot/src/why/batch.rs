@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use rigor_policy::why::{self, BatchFacts, Facts, Failures, Step};
+use rigor_policy::why::{self, BatchFacts, Facts, Failures, Queued, Step};
 use rigor_queue::claim;
-use rigor_queue::name::{Shape, TaskId};
+use rigor_queue::name::Shape;
 use rigor_queue::record::Outcome;
 use rigor_queue::records;
 use rigor_queue::rig::{Place, Rig};
@@ -108,8 +108,7 @@ fn step(task: &PlanTask, measured: Option<&Measurement>) -> Step {
         done: task.done,
         failed: task.failed,
         cancelled: task.cancelled,
-        // The brain's word for what it released: queued or running.
-        released: task.running,
+        released: task.running + task.queued,
         running: 0,
         retry: task.retry,
         problem: task.problem.clone(),
@@ -209,18 +208,24 @@ fn alike(reason: &str, name: &str) -> String {
 }
 
 /// The shapes of its queued tasks. A shape that several batches share counts for each.
-fn queued(rig: &Rig, id: &str) -> Result<BTreeMap<Shape, (usize, TaskId)>> {
+fn queued(rig: &Rig, id: &str) -> Result<BTreeMap<Shape, Queued>> {
     let mut queued = BTreeMap::new();
     for class in [Class::Llm, Class::Script, Class::Cpu] {
         let place = Place::Queue(class);
         for (shape, (count, samples)) in rig.shapes(place, SAMPLES)? {
             // One that cannot be read, or is gone, is not known to be of this batch.
-            let of_this = |name: &&_| {
-                claim::peek(rig, place, name)
-                    .is_ok_and(|spec| spec.is_some_and(|spec| spec.batch == id))
+            let of_this = |name| {
+                let spec = claim::peek(rig, place, name).ok().flatten();
+                spec.filter(|spec| spec.batch == id)
             };
-            if let Some(name) = samples.iter().find(of_this) {
-                queued.insert(shape, (count, name.id));
+            if let Some(spec) = samples.iter().find_map(of_this) {
+                let of_shape = Queued {
+                    count,
+                    one: spec.id,
+                    class,
+                    model: spec.model,
+                };
+                queued.insert(shape, of_shape);
             }
         }
     }

@@ -50,6 +50,12 @@ pub(super) fn read(rig: &Rig, config: &Config) -> Result<Facts> {
         // One that cannot be read is as good as none: what the agents say still stands.
         outlook: outlook::read(rig).ok().flatten(),
         agents,
+        split_models: config
+            .models
+            .iter()
+            .filter(|model| model.split_gpu > 1)
+            .map(|model| model.id.clone())
+            .collect(),
         heartbeat_warn: config.timing.heartbeat_warn,
         heartbeat_hung: config.timing.heartbeat_hung,
         brain_signals: presence::signals(rig, BRAIN)?

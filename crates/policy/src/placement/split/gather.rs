@@ -160,13 +160,20 @@ pub(super) fn candidates<'v>(
     let mut able: Vec<&Agent> = able.into_iter().map(|(_, _, agent)| agent).collect();
     // Loads that were asked for take a cold one each, and so will what has waited longer.
     let single = |model: &str| !view.splits.gpus.contains_key(model);
-    let asked = view.pending.iter().map(|load| load.model.as_str());
+    for load in view.pending.iter().filter(|load| single(&load.model)) {
+        let taker = |agent: &&Agent| load.may_take(agent) && agent.could_hold(&load.model);
+        if let Some(at) = able.iter().position(taker) {
+            able.remove(at);
+        }
+    }
     let starving = view
         .models
         .iter()
         .filter(|of| of.queued > 0 && of.starves() && of.waiting_seconds >= demand.waiting_seconds);
-    let first = asked.chain(starving.map(|of| of.model.as_str()));
-    for model in first.filter(|model| single(model)) {
+    for model in starving
+        .map(|of| of.model.as_str())
+        .filter(|model| single(model))
+    {
         if let Some(at) = able.iter().position(|agent| agent.could_hold(model)) {
             able.remove(at);
         }

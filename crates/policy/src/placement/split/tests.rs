@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::*;
-use crate::placement::{Demand, Pending, decide};
+use crate::placement::{Demand, Pending, decide, is_misplaced};
 
 fn agent(name: &str, llm: LlmBeat) -> Agent {
     Agent {
@@ -306,6 +306,43 @@ fn a_group_goes_for_what_starves_and_only_it_could_serve() {
     assert_eq!(orders(&two), ["unload gpu-2"], "nothing needs it");
 }
 
+/// A script keeps gpu-1 for long, and a load that names gpu-1 alone lies in the queue.
+#[test]
+fn a_gpu_that_scripts_keep_is_no_reason_to_leave_others_empty() {
+    let busy = |mut view: View| {
+        view.models.push(demand("a", 20));
+        for model in ["a", "big"] {
+            let room = ModelSeconds {
+                model: model.to_owned(),
+                seconds: 600.0,
+            };
+            view.agents[0].room_in_seconds.push(room);
+        }
+        view
+    };
+    let mut asked = busy(cold());
+    asked.pending = vec![Pending {
+        model: "a".to_owned(),
+        eligible: vec!["gpu-1".to_owned()],
+    }];
+    assert_eq!(orders(&asked), ["lend gpu-2+gpu-3 to gpu-2"]);
+    let eligible = ["gpu-1".to_owned()];
+    assert!(is_misplaced(&asked, "a", &eligible), "gpu-2 could, too");
+
+    // It was gathered on gpu-1 before the others were free.
+    let mut waits = busy(view([LlmBeat::Cold, LlmBeat::Cold, lent("gpu-3")]));
+    waits.splits.lends = vec![lend("gpu-1", "gpu-3")];
+    let given = orders(&waits);
+    assert!(
+        given.contains(&"unload gpu-3".to_owned()) && given.contains(&"withdraw gpu-3".to_owned()),
+        "{given:?}"
+    );
+    // Where nobody else is free it waits.
+    waits.agents[1].alive = false;
+    let given = orders(&waits);
+    assert!(!given.contains(&"withdraw gpu-3".to_owned()), "{given:?}");
+}
+
 #[test]
 fn it_does_not_take_what_others_were_promised_or_wait_for_longer() {
     let mut pending = cold();
@@ -313,6 +350,7 @@ fn it_does_not_take_what_others_were_promised_or_wait_for_longer() {
     pending.models.push(demand("a", 1));
     pending.pending = vec![Pending {
         model: "a".to_owned(),
+        eligible: Vec::new(),
     }];
     assert_eq!(orders(&pending), Vec::<String>::new());
     let mut starving = cold();

@@ -164,6 +164,7 @@ impl World {
                     } else {
                         view.pending.push(Pending {
                             model: model.clone(),
+                            eligible: eligible.clone(),
                         });
                     }
                 }

@@ -55,7 +55,11 @@ pub(super) fn explain(
     let ahead = Gate::new(
         "queue",
         GateState::Info,
-        format!("{} tasks ahead of it in queue/{}", task.ahead, task.class),
+        format!(
+            "{} ahead of it in queue/{}",
+            count(task.ahead as u64, "task"),
+            task.class
+        ),
     );
     out.gates.push(ahead);
     if let Some(never) = never {
@@ -103,6 +107,7 @@ pub(super) fn explain(
                 .count();
             let others = match others {
                 0 | 1 => String::new(),
+                2 => " (and 1 more says the same)".to_owned(),
                 more => format!(" (and {} more say the same)", more - 1),
             };
             let mut words = format!(
@@ -118,7 +123,7 @@ pub(super) fn explain(
             if needs_model && facts.brain.presence != Presence::Alive {
                 words.push_str("; the brain is not running, so nobody loads it (rigor up)");
             }
-            remedies(task, name, verdict.code, out);
+            remedies(facts, task, name, verdict.code, out);
             not_yet(verdict.code.as_str(), words)
         }
         None => {
@@ -238,6 +243,9 @@ fn models(facts: &Facts, task: &TaskFacts, out: &mut Explanation<TaskVerdict>) -
             out.gates
                 .push(Gate::new("load", GateState::Info, words).of(&load.id.short()));
         }
+        if model.reason.is_empty() {
+            continue;
+        }
         let gate = Gate::new("placement", GateState::Info, model.reason.clone());
         out.gates.push(gate.of(&model.model));
         said.push(model.reason.clone());
@@ -246,7 +254,7 @@ fn models(facts: &Facts, task: &TaskFacts, out: &mut Explanation<TaskVerdict>) -
 }
 
 /// How far a refusal is from a claim: the nearest is what the task waits for.
-fn distance(code: Refusal) -> u8 {
+pub(in crate::why) fn distance(code: Refusal) -> u8 {
     match code {
         Refusal::LostRace => 0,
         Refusal::SlotsFull | Refusal::CpuSlotsFull => 1,
@@ -261,12 +269,22 @@ fn distance(code: Refusal) -> u8 {
     }
 }
 
-fn remedies(task: &TaskFacts, agent: &str, code: Refusal, out: &mut Explanation<TaskVerdict>) {
+fn remedies(
+    facts: &Facts,
+    task: &TaskFacts,
+    agent: &str,
+    code: Refusal,
+    out: &mut Explanation<TaskVerdict>,
+) {
     let one = match code {
         Refusal::Paused | Refusal::Draining => {
             help(format!("rigor resume {agent}"), "lets it take work again")
         }
         Refusal::ModelNotLoaded | Refusal::WrongModel => match &task.model {
+            // An operator's load goes to one agent, which cannot have it alone.
+            Some(model) if facts.split_models.contains(model) => {
+                help("rigor models", "says where it fits")
+            }
             Some(model) => help(
                 format!("rigor load {agent} {model}"),
                 "loads the model there",

@@ -49,20 +49,13 @@ pub(super) fn run(
         fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
     }
     let gpus: u16 = trace.trace.gpus.iter().map(|gpu| gpu.count).sum();
-    let server = match runtime {
-        Runtime::StandIn => workspace::program("runtime-stand-in")?,
-        Runtime::Llama { server, .. } => server.clone(),
-    };
-    rig.rigor(&[
-        "init".as_ref(),
-        root.as_os_str(),
-        "--sim-gpus".as_ref(),
-        gpus.to_string().as_ref(),
-        "--llama-server".as_ref(),
-        server.as_os_str(),
-        "--port".as_ref(),
-        own_rig::free_ports(gpus)?.to_string().as_ref(),
-    ])?;
+    let (gpus, port) = (gpus.to_string(), own_rig::free_ports(gpus)?.to_string());
+    let mut words: Vec<&OsStr> = vec!["init".as_ref(), root.as_os_str()];
+    words.extend(["--sim-gpus", &gpus, "--port", &port].map(OsStr::new));
+    if let Runtime::Llama { server, .. } = runtime {
+        words.extend(["--llama-server".as_ref(), server.as_os_str()]);
+    }
+    rig.rigor(&words)?;
     configure(trace, folder, &root, runtime)?;
     let plan = plan(trace, folder)?;
     let played = play(&mut rig, &plan, trace, interrupted);
@@ -82,17 +75,28 @@ fn configure(trace: &Expanded, folder: &Path, root: &Path, runtime: &Runtime) ->
     let behaviour = folder.join("runtime-stand-in.json");
     let mut models = serde_json::Map::new();
     for (number, model) in trace.trace.models.iter().enumerate() {
-        let file = match runtime {
-            Runtime::StandIn => holes(model, &folder.join(format!("models/{number}.gguf")))?,
-            Runtime::Llama { model, .. } => model.clone(),
+        let slots = model.slots;
+        let serving = match runtime {
+            Runtime::StandIn => {
+                let file = holes(model, &folder.join(format!("models/{number}.bin")))?;
+                let program = workspace::program("runtime-stand-in")?;
+                // Of no runtime whose files are looked into: it has a size and nothing in it.
+                let command = format!(
+                    "'{}' --model {{FILE}} --alias {{MODEL}} --port {{PORT}} --parallel {slots}",
+                    program.display()
+                );
+                format!("runtime = \"command\"\ncommand = {command:?}\nfile = {file:?}")
+            }
+            Runtime::Llama { model, .. } => {
+                format!("runtime = \"llama-server\"\nfile = {model:?}\ncontext = 2048")
+            }
         };
         let _ = write!(
             text,
-            "\n[[model]]\nid = {:?}\nkind = \"chat\"\nruntime = \"llama-server\"\nfile = {file:?}\nslots = {}\ncontext = 2048\n\
+            "\n[[model]]\nid = {:?}\nkind = \"chat\"\n{serving}\nslots = {slots}\n\
              vram_mb = {mb}\nargs = [\"-t\", \"1\"]\n\
              env = {{ RIGOR_RUNTIME_STAND_IN = {behaviour:?}, RIGOR_SIM_VRAM_MB = \"{mb}\" }}\n",
             model.id,
-            model.slots,
             mb = model.vram_mb
         );
         let of_model = |work: &&Work| work.model.as_ref() == Some(&model.id);

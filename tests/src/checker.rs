@@ -323,6 +323,8 @@ mod tests {
         rig: Rig,
         plans: PathBuf,
         specs: Vec<TaskSpec>,
+        /// Of this rig alone: cases run beside each other, and one leaves a process.
+        id: String,
     }
 
     impl Sound {
@@ -339,6 +341,12 @@ mod tests {
             submit::expand(&rig, "b", "t", all, Durability::Process).unwrap();
             let sound = Sound {
                 plans: dir.path().join("plans"),
+                id: dir
+                    .path()
+                    .file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .into_owned(),
                 _dir: dir,
                 rig,
                 specs,
@@ -349,14 +357,7 @@ mod tests {
 
         fn check(&self) -> String {
             let ids: Vec<TaskId> = self.specs.iter().map(|spec| spec.id).collect();
-            check(
-                self.rig.root(),
-                "testrig",
-                &self.plans,
-                Duration::ZERO,
-                &ids,
-            )
-            .join("\n")
+            check(self.rig.root(), &self.id, &self.plans, Duration::ZERO, &ids).join("\n")
         }
 
         #[track_caller]
@@ -466,7 +467,7 @@ mod tests {
         let sound = Sound::new();
         let mut left = Command::new("sleep")
             .arg("60")
-            .env("RIGOR_COOKIE", "testrig:0000000000000001.a1")
+            .env("RIGOR_COOKIE", format!("{}:0000000000000001.a1", sound.id))
             .stdin(Stdio::null())
             .spawn()
             .unwrap();

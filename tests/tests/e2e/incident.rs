@@ -150,7 +150,7 @@ fn one_agent_is_killed() {
     incident.is_wrong();
     incident.tells(
         BRAIN,
-        r"WARNING Agent gpu-1 is dead \(its lock is free\): requeued \d+ tasks?, killed \d+ processes",
+        r"WARNING Agent gpu-1 is dead \(its lock is free\): requeued \d+ tasks?, killed \d+ process(es)?",
     );
     incident.transcribed();
     let why = incident.why("gpu-1.*(down|dead|not running)");

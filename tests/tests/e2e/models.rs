@@ -217,9 +217,12 @@ fn every_gpu_is_heated_when_the_backlog_says_so() {
         "heat",
         "### each\n\n- **foreach**: `items.txt`\n- **prompt**: Say {ITEM}\n- **max_tokens**: 400\n- **output**: `{BATCH_PATH}/{ITEM.id}.txt`\n",
     );
-    let items: String = (0..90).map(|n| format!("i{n}\n")).collect();
+    let items: String = (0..240).map(|n| format!("i{n}\n")).collect();
     fs::write(plan.join("items.txt"), items).unwrap();
     rig.start_all();
+    for agent in ["gpu-1", "gpu-2", "gpu-3"] {
+        rig.wait_for_line(BRAIN, &format!("Agent {agent} is alive"));
+    }
     let batch = rig.submit(&plan);
     assert_eq!(rig.wait_short_batch(&batch), 0);
     assert!(

@@ -59,15 +59,18 @@ impl Agents {
         };
         let was_alive = std::mem::replace(&mut agent.alive, false);
         let hung = agent.killed.take().map(|(_, age)| age);
-        if !std::mem::replace(&mut agent.down_noted, true)
-            && let Err(error) = note_down(&brain.rig, name, agent.heartbeat.as_ref(), hung)
-        {
-            tracing::warn!(
-                agent = name,
-                "That {name} is down is not in its journal: {error}"
-            );
+        let mut news = was_alive;
+        if !std::mem::replace(&mut agent.down_noted, true) {
+            match note_down(&brain.rig, name, agent.heartbeat.as_ref(), hung) {
+                // It died between two looks, or while no brain was there: nobody has said so yet.
+                Ok(noted) => news |= noted,
+                Err(error) => tracing::warn!(
+                    agent = name,
+                    "That {name} is down is not in its journal: {error}"
+                ),
+            }
         }
-        if empty && !was_alive {
+        if empty && !news {
             return Ok(false);
         }
         if empty {
@@ -112,11 +115,16 @@ impl Agents {
         let recovered = recovery::recover(&brain.rig, name, &owner, containment, limits, &why)?;
         drop(owner);
         let requeued = recovered.requeued.len();
-        if requeued + recovered.adopted.len() + recovered.charged.len() > 0 || was_alive {
+        if requeued + recovered.adopted.len() + recovered.charged.len() > 0 || news {
             let mut message = format!(
-                "Agent {name} is dead (its lock is free): requeued {requeued} {}, killed {} processes",
+                "Agent {name} is dead (its lock is free): requeued {requeued} {}, killed {} {}",
                 if requeued == 1 { "task" } else { "tasks" },
-                recovered.killed
+                recovered.killed,
+                if recovered.killed == 1 {
+                    "process"
+                } else {
+                    "processes"
+                }
             );
             if !recovered.adopted.is_empty() {
                 message.push_str(&format!(", adopted {} results", recovered.adopted.len()));
@@ -157,22 +165,22 @@ impl Agents {
 }
 
 /// Writes into the journal of a dead agent, whose lock the caller holds, since when it is down and
-/// why, unless it has done so itself.
+/// why, unless it has done so itself. `true`: this is the first that says so.
 fn note_down(
     rig: &Rig,
     name: &str,
     heartbeat: Option<&Heartbeat>,
     hung: Option<Duration>,
-) -> QueueResult<()> {
+) -> QueueResult<bool> {
     let mut log = ReasonLog::open(rig, name)?;
     let last = log.last().map(|last| (last.since, last.cause));
     if last.is_some_and(|(_, cause)| cause == Cause::AgentDown) {
-        return Ok(());
+        return Ok(false);
     }
     // It lived when it wrote its last entry, too.
     let seen = heartbeat.map(|beat| beat.at);
     let Some(since) = seen.max(last.map(|(since, _)| since)) else {
-        return Ok(());
+        return Ok(false);
     };
     let detail = match hung {
         Some(age) => format!(
@@ -194,7 +202,7 @@ fn note_down(
         detail,
         batches: Vec::new(),
     })?;
-    Ok(())
+    Ok(true)
 }
 
 /// The LLM runtime that outlives the agent, in words, or nothing. The brain leaves it alone: the

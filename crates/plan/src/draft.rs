@@ -336,6 +336,8 @@ impl<'a> Drafting<'a> {
         let raw = given.fields.get(&Field::Foreach)?;
         let scope = Scope::default();
         let written = raw.value.text.trim();
+        // A source is looked for in the plan's folder anyway.
+        let written = written.strip_prefix("{PLAN_PATH}/").unwrap_or(written);
         let source = match ForeachSource::parse(written) {
             Ok(source) => source,
             Err(help) => {

@@ -18,6 +18,18 @@ pub fn span_s(seconds: u64) -> String {
     whole(i64::try_from(seconds).unwrap_or(i64::MAX), 0)
 }
 
+/// So many of something: `1 task`, `2 tasks`.
+pub fn count(number: usize, noun: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{s}")
+}
+
+/// `1 task waits`, `2 tasks wait`.
+pub(crate) fn tasks_wait(number: usize) -> String {
+    let s = if number == 1 { "s" } else { "" };
+    format!("{} wait{s}", count(number, "task"))
+}
+
 /// A length of time that is reckoned, rounded to what matters; below ten seconds to a tenth.
 pub fn estimate(seconds: f64) -> String {
     let seconds = if seconds.is_finite() {

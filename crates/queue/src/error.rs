@@ -59,6 +59,15 @@ pub enum QueueError {
         /// The fsync that failed: operation, path, cause.
         failed: String,
     },
+    /// A task file that is visible, but not known to be on the disk, and that could not be taken
+    /// back.
+    #[error("{cause}; {} was claimed already or could not be taken back: it may run, and it may be lost in a power cut", path.display())]
+    Unacknowledged {
+        /// Where it was put.
+        path: PathBuf,
+        /// What failed.
+        cause: Box<QueueError>,
+    },
     /// A file that could not be understood.
     #[error("{}: {why}", path.display())]
     Untrusted {
@@ -98,6 +107,7 @@ impl QueueError {
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
             QueueError::Io { cause, .. } => Some(cause.kind()),
+            QueueError::Unacknowledged { cause, .. } => cause.io_kind(),
             QueueError::Unfit { .. }
             | QueueError::Held { .. }
             | QueueError::Illegal { .. }

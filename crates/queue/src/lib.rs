@@ -9,6 +9,7 @@ mod format;
 pub mod fsck;
 pub mod heartbeat;
 pub mod index;
+pub mod keys;
 pub mod lane;
 mod lease;
 pub mod name;

@@ -70,8 +70,17 @@ pub fn submit(
         Renamed::Done => {
             path.keep()
                 .map_err(|error| QueueError::io("keep", &target)(error.error))?;
-            if durability.syncs() {
-                rig.synced(sync_dir(&dir))?;
+            if durability.syncs()
+                && let Err(error) = rig.synced(sync_dir(&dir))
+            {
+                // It is visible and not acknowledged: taken back, unless somebody was faster.
+                return Err(match fs::remove_file(&target) {
+                    Ok(()) => error,
+                    Err(_) => QueueError::Unacknowledged {
+                        path: target,
+                        cause: Box::new(error),
+                    },
+                });
             }
             Ok(true)
         }
@@ -128,6 +137,7 @@ pub fn expand(
     let mut written = Vec::new();
     let mut count = 0;
     for (name, spec) in tasks {
+        crate::crash_point!("expand.building");
         let path = building.join(name.to_string());
         fs::write(&path, format::seal(&spec)).map_err(QueueError::io("write", &path))?;
         let (item, members) = spec
@@ -155,8 +165,10 @@ pub fn expand(
         written.push(manifest_path);
         rig.synced(sync_files(&building, &written, count))?;
     }
+    crate::crash_point!("expand.built");
     match rename_new(&building, &target)? {
         Renamed::Done => {
+            crate::crash_point!("expand.renamed");
             if durability.syncs() {
                 rig.synced(sync_dir(&parent))?;
             }

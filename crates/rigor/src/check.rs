@@ -92,7 +92,7 @@ pub(crate) fn run(at: &Path, args: &Check) -> Result<Exit> {
                 };
                 json(&report)?;
             } else {
-                say(&problems);
+                say(&problems, "");
             }
             Ok(Exit::Failed)
         }
@@ -140,14 +140,11 @@ fn report<'a>(plan: &'a Plan, notes: &'a [String]) -> Report<'a> {
     }
 }
 
-/// Shows every problem on stderr, with its line.
-pub(crate) fn say(problems: &Problems) {
+/// Shows every problem on stderr, with its line, their number, and what that means.
+pub(crate) fn say(problems: &Problems, then: &str) {
     note(problems.render(colour_on_stderr()).trim_end());
     let count = problems.problems.len() + problems.left_out;
-    note(format!(
-        "\n{}; nothing was submitted",
-        plural(count, "problem")
-    ));
+    note(format!("\n{}{then}", plural(count, "problem")));
 }
 
 /// The bytes of a plan; of one that is too long only so many that the check says so.

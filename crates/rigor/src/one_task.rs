@@ -54,19 +54,11 @@ pub(crate) fn run(at: &Path, args: &Run) -> Result<Exit> {
     let checked = match check::check(&plan_args, Some(&facts))? {
         Ok(checked) => checked,
         Err(problems) => {
-            check::say(&problems);
+            check::say(&problems, "; nothing was submitted");
             return Ok(Exit::Failed);
         }
     };
-    let batch = new.submit(
-        &opened,
-        checked,
-        Terms {
-            limit: None,
-            infer: false,
-            held: false,
-        },
-    )?;
+    let batch = new.submit(&opened, Terms::default().over(checked), false)?;
     if !args.wait {
         line(&batch.id)?;
         opened.warn_without_brain()?;

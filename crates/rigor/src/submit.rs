@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use jiff::{Timestamp, ZonedDateTime};
 use rigor_config::Config;
+use rigor_queue::keys::{self, Content, KEY_MAX_BYTES, Keyed};
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::rig::{Place, Rig};
 use rigor_queue::submit::{Durability, submit};
@@ -35,39 +36,81 @@ pub(crate) fn run(at: &Path, args: &Submit) -> Result<Exit> {
     let checked = match check::check(&args.plan, Some(&facts))? {
         Ok(checked) => checked,
         Err(problems) => {
-            check::say(&problems);
+            check::say(&problems, "; nothing was submitted");
             return Ok(Exit::Failed);
         }
     };
     let limit = args.limit.map(usize::try_from).transpose()?;
-    let batch = New::of(&checked.plan.name);
-    let batch = batch.submit(
-        &opened,
-        checked,
-        Terms {
-            limit,
-            infer: args.plan.infer,
-            held: args.hold,
-        },
-    )?;
+    let mut batch = New::of(&checked.plan.name);
+    let plan = Terms {
+        limit,
+        infer: args.plan.infer,
+    }
+    .over(checked);
+    // Held until the batch is submitted: of two submissions under one key the second finds it.
+    let mut reserved = None;
+    if let Some(key) = &args.key {
+        match reserve(&opened, key, &plan, &batch.id)? {
+            Keyed::New(mine) => batch.id.clone_from(&reserved.insert(mine).batch),
+            Keyed::Known(id) => {
+                let dir = plan.plan_dir.join("history").join(&id);
+                let known = Submitted { id, dir };
+                note(format!("{key:?} was submitted already, and is this batch:"));
+                return end(&opened, args, &known, true);
+            }
+            Keyed::Other(id) => bail!(
+                "{key:?} was submitted already as {id}, with another plan, other inputs or another --limit: nothing was submitted; use another key"
+            ),
+        }
+    }
+    let batch = batch.submit(&opened, plan, args.hold)?;
+    drop(reserved);
+    end(&opened, args, &batch, false)
+}
+
+/// Says which batch it is, and waits for it where that is wanted.
+fn end(opened: &Opened, args: &Submit, batch: &Submitted, known: bool) -> Result<Exit> {
+    let held = args.hold && !known;
     if args.json {
         json(&serde_json::json!({
             "schema": 1,
             "batch_id": batch.id,
             "batch_dir": batch.dir,
-            "held": args.hold,
+            "held": held,
+            "known": known,
         }))?;
     } else {
         line(&batch.id)?;
     }
-    if args.hold {
+    if held {
         note(format!("Held: start it with `rigor release {}`", batch.id));
     }
     if args.wait {
-        return wait::until_over(&opened, &batch.id);
+        return wait::until_over(opened, &batch.id);
     }
     opened.warn_without_brain()?;
     Ok(Exit::Ok)
+}
+
+fn reserve(opened: &Opened, key: &str, plan: &Ready, batch: &str) -> Result<Keyed> {
+    if key.is_empty() || key.len() > KEY_MAX_BYTES || key.contains(char::is_control) {
+        bail!(
+            "the key {key:?} cannot be used: 1 to {KEY_MAX_BYTES} bytes without control characters"
+        );
+    }
+    let content = Content {
+        plan_dir: &plan.plan_dir,
+        submission: &plan.submission,
+    };
+    let durability = durability(&opened.config);
+    Ok(keys::reserve(
+        &opened.rig,
+        key,
+        &content,
+        batch,
+        plan_task_id,
+        durability,
+    )?)
 }
 
 /// A batch that was submitted.
@@ -77,10 +120,32 @@ pub(crate) struct Submitted {
 }
 
 /// How a plan is to be run.
+#[derive(Default)]
 pub(crate) struct Terms {
     pub(crate) limit: Option<usize>,
     pub(crate) infer: bool,
-    pub(crate) held: bool,
+}
+
+/// A plan as it goes to the brain.
+pub(crate) struct Ready {
+    plan_dir: PathBuf,
+    submission: Submission,
+}
+
+impl Terms {
+    /// A checked plan, to be run so.
+    pub(crate) fn over(self, checked: Checked) -> Ready {
+        Ready {
+            plan_dir: checked.plan_dir,
+            submission: Submission {
+                source: checked.source,
+                files: checked.plan.prompt_files,
+                inputs: checked.inputs,
+                limit: self.limit,
+                infer: self.infer,
+            },
+        }
+    }
 }
 
 /// A batch that is to be.
@@ -101,14 +166,9 @@ impl New {
     }
 
     /// Writes the batch. When this returns it survives what the rig's durability says.
-    pub(crate) fn submit(
-        self,
-        opened: &Opened,
-        checked: Checked,
-        terms: Terms,
-    ) -> Result<Submitted> {
+    pub(crate) fn submit(self, opened: &Opened, plan: Ready, held: bool) -> Result<Submitted> {
         let rig = &opened.rig;
-        let dir = checked.plan_dir.join("history").join(&self.id);
+        let dir = plan.plan_dir.join("history").join(&self.id);
         fs::create_dir_all(&dir).with_context(|| {
             format!(
                 "cannot make {}: a batch leaves its results there",
@@ -116,20 +176,13 @@ impl New {
             )
         })?;
         rig.prepare_batch(&self.id)?;
-        if terms.held {
+        if held {
             let path = rig.brain_dir().join("held").join(&self.id);
             fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
         }
-        let submission = Submission {
-            source: checked.source,
-            files: checked.plan.prompt_files,
-            inputs: checked.inputs,
-            limit: terms.limit,
-            infer: terms.infer,
-        };
         let id = plan_task_id(&self.id);
         let spec = TaskSpec {
-            plan_dir: checked.plan_dir,
+            plan_dir: plan.plan_dir,
             batch_dir: dir.clone(),
             ..spec(
                 id,
@@ -137,7 +190,7 @@ impl New {
                 &self.plan,
                 PLAN_TASK,
                 Class::Brain,
-                Work::Plan(Box::new(submission)),
+                Work::Plan(Box::new(plan.submission)),
             )
         };
         write(rig, &opened.config, &spec)?;
@@ -168,15 +221,19 @@ pub(crate) fn write(rig: &Rig, config: &Config, spec: &TaskSpec) -> Result<()> {
     let sequence = u64::try_from(Timestamp::now().as_millisecond() - EPOCH_MS)
         .context("this machine's clock is before 2026; set it")?;
     let name = FileName::first(spec.priority, sequence, spec.shape(), spec.id);
-    let durability = match config.rig.durability {
-        rigor_config::Durability::Default => Durability::Default,
-        rigor_config::Durability::Strict => Durability::Strict,
-        rigor_config::Durability::Process => Durability::Process,
-    };
-    if !submit(rig, Place::Queue(spec.class), &name, spec, durability)? {
+    let place = Place::Queue(spec.class);
+    if !submit(rig, place, &name, spec, durability(config))? {
         bail!("the task {} is there already", spec.id);
     }
     Ok(())
+}
+
+fn durability(config: &Config) -> Durability {
+    match config.rig.durability {
+        rigor_config::Durability::Default => Durability::Default,
+        rigor_config::Durability::Strict => Durability::Strict,
+        rigor_config::Durability::Process => Durability::Process,
+    }
 }
 
 /// 8 random characters of Crockford's base32 in lower case, which has no look-alikes.

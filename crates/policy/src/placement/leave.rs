@@ -3,7 +3,7 @@
 use rigor_queue::heartbeat::LlmBeat;
 
 use super::{Agent, Decision, Demand, STARVED_AFTER_LOADS, View, obstacle, room, useful};
-use crate::span::estimate;
+use crate::span::{count, estimate, tasks_wait};
 
 /// Takes an agent whose model nothing needs, if one more GPU pays although that model has to be
 /// unloaded first, and loaded again where the next stage needs it, and if scripts leave that GPU
@@ -99,11 +99,11 @@ pub(super) fn make_room(
             agent: agent.name.clone(),
             next: Some(demand.model.clone()),
             reason: format!(
-                "{} tasks wait for {} and no agent is free; {} has {} queued tasks for {}",
-                demand.queued,
+                "{} for {} and no agent is free; {} has {} for {}",
+                tasks_wait(demand.queued),
                 demand.model,
                 agent.name,
-                needed(agent),
+                count(needed(agent), "queued task"),
                 agent.llm.model().unwrap_or("its model"),
             ),
         };
@@ -154,10 +154,10 @@ fn waits_for(
                     estimate(seconds)
                 ),
                 _ if tasks == 0 && view.scripts_queued > 0 => format!(
-                    "{name}, which is kept for {} queued script tasks",
-                    view.scripts_queued
+                    "{name}, which is kept for {}",
+                    count(view.scripts_queued, "queued script task")
                 ),
-                _ => format!("{name}, which has {tasks} tasks for {model}"),
+                _ => format!("{name}, which has {} for {model}", count(tasks, "task")),
             }
         }
         LlmBeat::Lent { model, to, .. } => {
@@ -169,8 +169,8 @@ fn waits_for(
             match given.map(|(_, model)| *model).or_else(asked) {
                 Some(model) => format!("{name}, which is to load {model}"),
                 None => format!(
-                    "{name}, which is kept for {} queued script tasks",
-                    view.scripts_queued
+                    "{name}, which is kept for {}",
+                    count(view.scripts_queued, "queued script task")
                 ),
             }
         }
@@ -226,8 +226,8 @@ pub(super) fn cool(view: &View, so_far: &[Decision]) -> Vec<Decision> {
             agent: agent.name.clone(),
             next: None,
             reason: format!(
-                "{} script tasks wait for memory and nothing is queued for {model}",
-                view.scripts_queued
+                "{} for memory and nothing is queued for {model}",
+                tasks_wait(view.scripts_queued).replace("task", "script task")
             ),
         })
         .collect();

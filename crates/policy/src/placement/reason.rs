@@ -1,7 +1,7 @@
 //! The words of a decision: the numbers of the comparison that decided.
 
 use super::*;
-use crate::span::estimate;
+use crate::span::{count, estimate};
 
 /// What ended the count of GPUs that pay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,10 +83,10 @@ pub(super) fn keep_reason(
             demand.queued, demand.slots
         ),
         Stop::Scripts => format!(
-            "{} {} kept for {} queued script tasks ({})",
+            "{} {} kept for {} ({})",
             free.join(", "),
             if free.len() == 1 { "is" } else { "are" },
-            view.scripts_queued,
+            count(view.scripts_queued, "queued script task"),
             estimate(view.script_seconds)
         ),
         Stop::NoAgent if free.is_empty() => "no other agent can take it".to_owned(),

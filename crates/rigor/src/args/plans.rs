@@ -70,6 +70,9 @@ pub(crate) struct Submit {
     /// Only the first N items of each foreach source.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
+    /// Submit it once: whoever submits the same under this key again gets the same batch.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) key: Option<String>,
     /// Submit it held: nothing starts before `rigor release`.
     #[arg(long, conflicts_with = "wait")]
     pub(crate) hold: bool,

@@ -5,7 +5,7 @@ use rigor_queue::heartbeat::LlmBeat;
 use super::super::leave::{is_leaving, queued};
 use super::super::{Agent, Decision, Demand, View, obstacle, serves};
 use super::{Group, Plan, Step};
-use crate::span::estimate;
+use crate::span::{count, estimate, tasks_wait};
 
 /// Begins to gather for the split model that has waited longest, if there are GPUs for one.
 pub(super) fn begin(view: &View, groups: &[Group<'_>], plan: &mut Plan) {
@@ -83,8 +83,8 @@ fn gather_first(view: &View, demand: &Demand, gpus: u32, chosen: &[&Agent], plan
     });
     let Some(leader) = leader else { return };
     let mut words = vec![format!(
-        "{} tasks wait for it, {} of work",
-        demand.queued,
+        "{} for it, {} of work",
+        tasks_wait(demand.queued),
         estimate(demand.backlog_seconds())
     )];
     for agent in chosen {
@@ -217,8 +217,9 @@ fn make_room(view: &View, groups: &[Group<'_>], demand: &Demand, gpus: u32, plan
         });
     if let Some(leader) = leader {
         let reason = format!(
-            "{} tasks wait for {}, which needs {gpus} GPUs",
-            demand.queued, demand.model
+            "{} for {}, which needs {gpus} GPUs",
+            tasks_wait(demand.queued),
+            demand.model
         );
         plan.unload(&leader.name, Some(&demand.model), reason);
     }
@@ -269,8 +270,8 @@ pub(in crate::placement) fn yields(
             agent: leader.name.clone(),
             next: Some(demand.model.clone()),
             reason: format!(
-                "{} tasks wait for {}, which only {} could hold",
-                demand.queued,
+                "{} for {}, which only {} could hold",
+                tasks_wait(demand.queued),
                 demand.model,
                 inside
                     .iter()
@@ -312,10 +313,8 @@ fn waits(view: &View, demand: &Demand, gpus: u32, free: usize, scripts: bool) ->
         seconds => format!("at most {} until its turn", estimate(seconds)),
     };
     if scripts {
-        let tasks = view.scripts_queued;
-        return format!(
-            "needs {gpus} GPUs, which are kept for {tasks} queued script tasks ({turn})"
-        );
+        let tasks = count(view.scripts_queued, "queued script task");
+        return format!("needs {gpus} GPUs, which are kept for {tasks} ({turn})");
     }
     format!("needs {gpus} GPUs at once, {free} can be had now ({turn})")
 }

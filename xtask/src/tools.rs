@@ -10,7 +10,7 @@ struct Tool {
     without: &'static str,
 }
 
-const TOOLS: [Tool; 3] = [
+const TOOLS: [Tool; 4] = [
     Tool {
         program: "tmux",
         package: "tmux",
@@ -25,6 +25,11 @@ const TOOLS: [Tool; 3] = [
         program: "strace",
         package: "strace",
         without: "tests that fail system calls",
+    },
+    Tool {
+        program: "faketime",
+        package: "faketime",
+        without: "the test that sets the clock",
     },
 ];
 

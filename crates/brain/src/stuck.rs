@@ -1,7 +1,7 @@
 //! Tasks that are stuck: said, and where the rig wants it ended.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use jiff::Timestamp;
@@ -49,13 +49,12 @@ impl Watch {
             abort_grace: brain.config.timing.abort_grace,
         };
         let stale_after = brain.config.timing.heartbeat_warn;
-        let mut running: Vec<(String, RunningBeat, Timestamp, Option<_>)> = Vec::new();
+        let mut running: Vec<(String, RunningBeat, Timestamp, Duration)> = Vec::new();
         for (name, agent) in agents.iter().filter(|(_, agent)| agent.alive) {
             let Some(beat) = &agent.heartbeat else {
                 continue;
             };
             let age = agent.age(now);
-            let stale = (age >= stale_after).then_some(age);
             let names = brain.processing.get(name);
             for task in &beat.running {
                 // Its end may be newer than the heartbeat.
@@ -65,14 +64,14 @@ impl Watch {
                         .any(|name| (name.id, name.attempt) == (task.id, task.attempt))
                 });
                 if there && task.class != Class::Meta {
-                    running.push((name.clone(), task.clone(), beat.at, stale));
+                    running.push((name.clone(), task.clone(), beat.at, age));
                 }
             }
         }
         let own = attempts.activity(&brain.rig);
         running.extend(
             own.into_iter()
-                .map(|task| (BRAIN.to_owned(), task, wall, None)),
+                .map(|task| (BRAIN.to_owned(), task, wall, Duration::ZERO)),
         );
         self.past.retain(|key, _| {
             running
@@ -81,16 +80,17 @@ impl Watch {
         });
         let mut current = Vec::new();
         let mut failure = Ok(());
-        for (agent, beat, seen, stale) in &running {
+        for (agent, beat, seen, age) in &running {
             let key = (beat.id, beat.attempt);
             let past = self.past.get(&key).copied().unwrap_or_default();
             let task = Task {
                 agent,
                 beat,
                 seen: *seen,
-                stale: *stale,
+                age: *age,
+                stale: *age >= stale_after,
             };
-            let Some(found) = stuck::judge(&task, &past, wall, &limits, &zone) else {
+            let Some(found) = stuck::judge(&task, &past, now, &limits, &zone) else {
                 self.past.remove(&key);
                 continue;
             };
@@ -111,21 +111,23 @@ impl Watch {
                 let result = act(brain, attempts, agent, beat, action, &found);
                 match result {
                     Ok(()) => match action {
-                        Action::Abort => past.aborted = Some(wall),
-                        Action::Kill => past.killed = Some(wall),
+                        Action::Abort => past.aborted = Some(now),
+                        Action::Kill => past.killed = Some(now),
                         Action::Escalate => past.escalated = true,
                     },
                     // It is tried again at the next look.
                     Err(error) => failure = Err(error),
                 }
             }
-            let quiet = jiff::SignedDuration::try_from(found.quiet).unwrap_or_default();
+            let before = |length: Duration| {
+                wall - jiff::SignedDuration::try_from(length).unwrap_or_default()
+            };
             current.push(StuckTask {
                 id: beat.id,
                 name: beat.name.clone(),
                 agent: agent.clone(),
-                since: beat.since,
-                quiet_since: *seen - quiet,
+                since: before(found.elapsed),
+                quiet_since: before(found.quiet + *age),
                 end: found.end,
             });
         }

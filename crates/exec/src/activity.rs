@@ -8,9 +8,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rigor_queue::heartbeat::RunningBeat;
 use rigor_queue::name::TaskId;
 use rigor_queue::rig::Rig;
@@ -36,7 +36,7 @@ pub struct Watched {
     /// Its worker; not reaped yet, so that the pid is its own.
     pub pid: u32,
     /// When the worker was started.
-    pub since: Timestamp,
+    pub started: Instant,
     /// Where its output goes.
     pub output: PathBuf,
     /// Utilization of the GPU that it has, as last read; none for a task without one. It is that of
@@ -48,7 +48,7 @@ pub struct Watched {
     pub server_pid: Option<u32>,
 }
 
-/// The signs of life of an attempt.
+/// The signs of life of an attempt, by the monotonic clock: the wall clock may be set meanwhile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Activity {
     /// The task.
@@ -56,9 +56,9 @@ pub struct Activity {
     /// Which attempt.
     pub attempt: u32,
     /// The last sign of life; its start where there was none yet.
-    pub active_at: Timestamp,
+    pub active: Instant,
     /// When it last printed something; none: it printed nothing yet.
-    pub output_at: Option<Timestamp>,
+    pub printed: Option<Instant>,
     /// CPU of its process tree over the last sample, percent of one CPU; none: not known yet.
     pub cpu_percent: Option<u32>,
     /// As it was given.
@@ -74,7 +74,11 @@ pub struct Sampler {
 
 #[derive(Debug)]
 struct Seen {
-    active_at: Timestamp,
+    active: Instant,
+    /// The last look.
+    looked: Instant,
+    /// When its output was last written to, by the file system's clock and by ours.
+    printed: Option<(SystemTime, Instant)>,
     cpu_percent: Option<u32>,
     /// The CPU time at the beginning of the sample that is being taken.
     base: Option<(Instant, Duration)>,
@@ -96,7 +100,7 @@ impl Sampler {
     pub fn sample(&mut self, watched: &[Watched]) -> Vec<Activity> {
         let cpu = self.cpu_times(watched);
         let servers = server_times(watched);
-        let (now, at) = (Instant::now(), Timestamp::now());
+        let (now, wall) = (Instant::now(), SystemTime::now());
         let wanted: HashSet<(TaskId, u32)> =
             watched.iter().map(|one| (one.id, one.attempt)).collect();
         self.seen.retain(|key, _| wanted.contains(key));
@@ -106,7 +110,9 @@ impl Sampler {
             .zip(servers)
             .map(|((one, cpu), server)| {
                 let seen = self.seen.entry((one.id, one.attempt)).or_insert(Seen {
-                    active_at: one.since,
+                    active: one.started,
+                    looked: one.started,
+                    printed: None,
                     cpu_percent: None,
                     base: None,
                     server_base: None,
@@ -114,15 +120,17 @@ impl Sampler {
                 let used = seen.use_of_cpu(cpu, now);
                 let served = server.and_then(|time| used_since(&mut seen.server_base, time, now));
                 if is_active(used, one.gpu_percent) || is_active(served, None) {
-                    seen.active_at = seen.active_at.max(at);
+                    seen.active = now;
                 }
-                let output_at = printed_at(&one.output).map(|printed| printed.min(at));
-                seen.active_at = seen.active_at.max(output_at.unwrap_or(one.since));
+                seen.look_at_output(&one.output, now, wall);
+                seen.looked = now;
+                let printed = seen.printed.map(|(_, at)| at);
+                seen.active = seen.active.max(printed.unwrap_or(one.started));
                 Activity {
                     id: one.id,
                     attempt: one.attempt,
-                    active_at: seen.active_at,
-                    output_at,
+                    active: seen.active,
+                    printed,
                     cpu_percent: seen.cpu_percent,
                     gpu_percent: one.gpu_percent,
                 }
@@ -146,6 +154,20 @@ impl Sampler {
 }
 
 impl Seen {
+    /// That the file's time has changed is what counts. How long ago that was is taken from the wall
+    /// clock, but not further back than to the last look: between two looks it may have been set.
+    fn look_at_output(&mut self, output: &Path, now: Instant, wall: SystemTime) {
+        let modified = modified(output);
+        if modified == self.printed.map(|(modified, _)| modified) {
+            return;
+        }
+        let most = now.saturating_duration_since(self.looked);
+        self.printed = modified.map(|modified| {
+            let ago = wall.duration_since(modified).unwrap_or_default();
+            (modified, now - ago.min(most))
+        });
+    }
+
     /// The CPU time used since the last sample and its length, once that is long enough.
     fn use_of_cpu(&mut self, cpu: Option<Duration>, now: Instant) -> Option<(Duration, Duration)> {
         let (used, over) = used_since(&mut self.base, cpu?, now)?;
@@ -192,7 +214,7 @@ impl Running {
             id: self.spec.id,
             attempt: self.name.attempt,
             pid: self.pid(),
-            since: self.started_at,
+            started: self.started,
             output: rig.output_path(&self.spec.batch, self.spec.id, self.name.attempt),
             gpu_percent,
             server_pid: None,
@@ -201,15 +223,21 @@ impl Running {
 
     /// As a heartbeat tells of it. Without signs of life yet its start is the last one.
     pub fn beat(&self, activity: Option<&Activity>) -> RunningBeat {
+        let (now, wall) = (Instant::now(), Timestamp::now());
+        // Reckoned back from now: the wall clock may have been set since.
+        let at = |then: Instant| {
+            let ago = now.saturating_duration_since(then);
+            wall - SignedDuration::try_from(ago).unwrap_or_default()
+        };
         RunningBeat {
             id: self.spec.id,
             attempt: self.name.attempt,
             name: self.spec.name.clone(),
             batch: self.spec.batch.clone(),
             class: self.spec.class,
-            since: self.started_at,
-            active_at: activity.map_or(self.started_at, |signs| signs.active_at),
-            output_at: activity.and_then(|signs| signs.output_at),
+            since: at(self.started),
+            active_at: at(activity.map_or(self.started, |signs| signs.active)),
+            output_at: activity.and_then(|signs| signs.printed).map(at),
             cpu_percent: activity.and_then(|signs| signs.cpu_percent),
             gpu_percent: activity.and_then(|signs| signs.gpu_percent),
             timeout_s: self.spec.timeout_s,
@@ -227,10 +255,10 @@ fn is_active(cpu: Option<(Duration, Duration)>, gpu_percent: Option<u32>) -> boo
 }
 
 /// When something was last written to the file; none: it is not there, or empty.
-fn printed_at(output: &Path) -> Option<Timestamp> {
+fn modified(output: &Path) -> Option<SystemTime> {
     let meta = fs::metadata(output).ok()?;
     let modified = meta.modified().ok()?;
-    (meta.len() > 0).then(|| Timestamp::try_from(modified).ok())?
+    (meta.len() > 0).then_some(modified)
 }
 
 /// A process: its parent, and the CPU time of itself and of the children that it has waited for.
@@ -310,7 +338,9 @@ mod tests {
     fn a_sample_is_a_second_long_at_least() {
         let start = Instant::now();
         let mut seen = Seen {
-            active_at: Timestamp::UNIX_EPOCH,
+            active: Instant::now(),
+            looked: Instant::now(),
+            printed: None,
             cpu_percent: None,
             base: None,
             server_base: None,
@@ -362,7 +392,7 @@ mod tests {
             start("sleep 30; true"),
             start("timeout 30 sh -c 'while :; do :; done'; true"),
         ];
-        let since = Timestamp::now();
+        let started = Instant::now();
         let watched: Vec<Watched> = children
             .iter()
             .enumerate()
@@ -370,7 +400,7 @@ mod tests {
                 id: TaskId::derive("b", &n.to_string(), None),
                 attempt: 1,
                 pid: child.id(),
-                since,
+                started,
                 output: dir.path().join(n.to_string()),
                 gpu_percent: None,
                 server_pid: None,
@@ -380,20 +410,20 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let signs = loop {
             let signs = sampler.sample(&watched);
-            let busy = signs[1].active_at > since;
+            let busy = signs[1].active > started;
             if (busy && signs[0].cpu_percent.is_some()) || Instant::now() > deadline {
                 break signs;
             }
             std::thread::sleep(Duration::from_millis(50));
         };
-        assert_eq!(signs[0].active_at, since, "{signs:?}");
-        assert!(signs[1].active_at > since, "{signs:?}");
+        assert_eq!(signs[0].active, started, "{signs:?}");
+        assert!(signs[1].active > started, "{signs:?}");
         fs::write(&watched[0].output, "").expect("write");
-        assert_eq!(sampler.sample(&watched)[0].output_at, None);
+        assert_eq!(sampler.sample(&watched)[0].printed, None);
         fs::write(&watched[0].output, "a line").expect("write");
         let printed = &sampler.sample(&watched)[0];
-        assert!(printed.output_at.is_some_and(|at| at >= since));
-        assert!(printed.active_at > since);
+        assert!(printed.printed.is_some_and(|at| at >= started));
+        assert!(printed.active > started);
         sampler.sample(&[]);
         assert!(sampler.seen.is_empty());
         let processes = processes();
@@ -420,7 +450,7 @@ mod tests {
         let mut client = start("sleep 60; true");
         let mut idle = start("sleep 60; true");
         let mut busy = start("timeout 60 sh -c 'while :; do :; done'; true");
-        let since = Timestamp::now();
+        let started = Instant::now();
         let watched: Vec<Watched> = [None, Some(idle.id()), Some(busy.id())]
             .into_iter()
             .enumerate()
@@ -428,7 +458,7 @@ mod tests {
                 id: TaskId::derive("b", &n.to_string(), None),
                 attempt: 1,
                 pid: client.id(),
-                since,
+                started,
                 output: "/nowhere".into(),
                 gpu_percent: None,
                 server_pid,
@@ -438,7 +468,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         let signs = loop {
             let signs = sampler.sample(&watched);
-            if signs[2].active_at > since || Instant::now() > deadline {
+            if signs[2].active > started || Instant::now() > deadline {
                 break signs;
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -453,8 +483,8 @@ mod tests {
             let _ = child.kill();
             let _ = child.wait();
         }
-        assert!(signs[2].active_at > since, "its server works");
-        assert_eq!(signs[0].active_at, since);
-        assert_eq!(signs[1].active_at, since, "its server waits too");
+        assert!(signs[2].active > started, "its server works");
+        assert_eq!(signs[0].active, started);
+        assert_eq!(signs[1].active, started, "its server waits too");
     }
 }

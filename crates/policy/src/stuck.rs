@@ -4,7 +4,7 @@
 //! no CPU time of its processes, no work of its GPU. A long task that works is not stuck. Only its
 //! own `timeout` or `kill_if_silent`, or the rig's `stuck.abort_after`, ends it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -30,10 +30,19 @@ pub struct Task<'a> {
     pub agent: &'a str,
     /// What the heartbeat says.
     pub beat: &'a RunningBeat,
-    /// When the heartbeat was written. What came after is not known.
+    /// When the heartbeat was written, by its own clock. What came after is not known.
     pub seen: Timestamp,
-    /// The heartbeat is so old that it proves nothing of now: its age.
-    pub stale: Option<Duration>,
+    /// How long ago that was, by the monotonic clock.
+    pub age: Duration,
+    /// It is so old that it proves nothing of now.
+    pub stale: bool,
+}
+
+impl Task<'_> {
+    /// How long ago something of the heartbeat was.
+    fn since(&self, then: Timestamp) -> Duration {
+        between(then, self.seen) + self.age
+    }
 }
 
 /// What was said of an attempt and done to it before.
@@ -42,9 +51,9 @@ pub struct Past {
     /// How long it had been quiet when that was last said.
     pub said: Option<Duration>,
     /// When it was asked to end.
-    pub aborted: Option<Timestamp>,
+    pub aborted: Option<Instant>,
     /// When it was killed.
-    pub killed: Option<Timestamp>,
+    pub killed: Option<Instant>,
     /// Help was asked for.
     pub escalated: bool,
 }
@@ -84,12 +93,12 @@ pub struct Stuck {
 pub fn judge(
     task: &Task<'_>,
     past: &Past,
-    now: Timestamp,
+    now: Instant,
     limits: &Limits,
     zone: &TimeZone,
 ) -> Option<Stuck> {
     let beat = task.beat;
-    let elapsed = between(beat.since, now);
+    let elapsed = task.since(beat.since);
     let quiet = between(beat.active_at.max(beat.since), task.seen);
     let is_stuck = elapsed >= limits.stuck_after && quiet >= limits.stuck_after;
     if !is_stuck && past.aborted.is_none() {
@@ -101,11 +110,11 @@ pub fn judge(
     let reason = match (action, past.aborted) {
         (Some(Action::Kill), Some(at)) => format!(
             "stuck: still there {} after it was asked to end",
-            span(between(at, now))
+            span(now - at)
         ),
         (Some(Action::Escalate), Some(at)) => format!(
             "stuck: asked to end {} ago and killed since, and still there",
-            span(between(at, now))
+            span(now - at)
         ),
         _ => format!(
             "stuck: processing {}, quiet {} ({signs})",
@@ -115,9 +124,11 @@ pub fn judge(
     };
     let due = is_stuck && past.said.is_none_or(|said| quiet >= said * 2);
     let line = due.then(|| {
-        let known = task.stale.map_or(String::new(), |age| {
-            format!(", as of its agent's last heartbeat {} ago", span(age))
-        });
+        let known = if task.stale {
+            format!(", as of its agent's last heartbeat {} ago", span(task.age))
+        } else {
+            String::new()
+        };
         let short = beat.id.short();
         format!(
             "{} ({short}) on {}, processing {}, quiet {} ({signs}{known}); {end}. See: rigor logs {short}",
@@ -140,12 +151,12 @@ pub fn judge(
 fn action(
     task: &Task<'_>,
     past: &Past,
-    now: Timestamp,
+    now: Instant,
     limits: &Limits,
     quiet: Duration,
 ) -> Option<Action> {
     // An agent that does not answer cannot carry anything out.
-    if task.stale.is_some() {
+    if task.stale {
         return None;
     }
     match (past.aborted, past.killed) {
@@ -153,20 +164,20 @@ fn action(
             .abort_after
             .is_some_and(|after| quiet >= limits.stuck_after + after)
             .then_some(Action::Abort),
-        (Some(at), None) => (between(at, now) >= limits.abort_grace).then_some(Action::Kill),
+        (Some(at), None) => (now - at >= limits.abort_grace).then_some(Action::Kill),
         (Some(_), Some(at)) => {
-            (!past.escalated && between(at, now) >= limits.abort_grace).then_some(Action::Escalate)
+            (!past.escalated && now - at >= limits.abort_grace).then_some(Action::Escalate)
         }
     }
 }
 
 /// What will end it, the soonest first.
-fn end(task: &Task<'_>, past: &Past, now: Timestamp, limits: &Limits, quiet: Duration) -> String {
+fn end(task: &Task<'_>, past: &Past, now: Instant, limits: &Limits, quiet: Duration) -> String {
     let left = |limit: Duration, used: Duration| limit.saturating_sub(used);
     match (past.aborted, past.killed) {
-        (_, Some(at)) => return format!("killed {} ago and still there", span(between(at, now))),
+        (_, Some(at)) => return format!("killed {} ago and still there", span(now - at)),
         (Some(at), None) => {
-            let since = between(at, now);
+            let since = now - at;
             return format!(
                 "asked to end {} ago, killed in {}",
                 span(since),
@@ -178,12 +189,12 @@ fn end(task: &Task<'_>, past: &Past, now: Timestamp, limits: &Limits, quiet: Dur
     let beat = task.beat;
     let seconds = Duration::from_secs;
     let timeout = beat.timeout_s.map(|limit| {
-        let rest = left(seconds(limit), between(beat.since, now));
+        let rest = left(seconds(limit), task.since(beat.since));
         (rest, format!("its timeout ends it in {}", span(rest)))
     });
     let silent = beat.kill_if_silent_s.map(|limit| {
         let since = beat.output_at.unwrap_or(beat.since);
-        let rest = left(seconds(limit), between(since, now));
+        let rest = left(seconds(limit), task.since(since));
         (
             rest,
             format!("its kill_if_silent ends it in {}", span(rest)),
@@ -229,6 +240,8 @@ fn between(from: Timestamp, to: Timestamp) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use rigor_queue::name::TaskId;
     use rigor_queue::task::Class;
 
@@ -261,14 +274,21 @@ mod tests {
         }
     }
 
-    fn judged(beat: &RunningBeat, past: Past, now: i64, limits: Limits) -> Option<Stuck> {
+    /// The same moment by the monotonic clock.
+    fn steady(second: u64) -> Instant {
+        static ZERO: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *ZERO + Duration::from_secs(second)
+    }
+
+    fn judged(beat: &RunningBeat, past: Past, now: u32, limits: Limits) -> Option<Stuck> {
         let task = Task {
             agent: "gpu-1",
             beat,
-            seen: at(now),
-            stale: None,
+            seen: at(now.into()),
+            age: Duration::ZERO,
+            stale: false,
         };
-        judge(&task, &past, at(now), &limits, &TimeZone::UTC)
+        judge(&task, &past, steady(now.into()), &limits, &TimeZone::UTC)
     }
 
     #[test]
@@ -332,10 +352,10 @@ mod tests {
         let mut past = Past::default();
         assert_eq!(action(past, 359), None);
         assert_eq!(action(past, 360), Some(Action::Abort));
-        past.aborted = Some(at(360));
+        past.aborted = Some(steady(360));
         assert_eq!(action(past, 479), None);
         assert_eq!(action(past, 480), Some(Action::Kill));
-        past.killed = Some(at(480));
+        past.killed = Some(steady(480));
         assert_eq!(action(past, 599), None);
         assert_eq!(action(past, 600), Some(Action::Escalate));
         past.escalated = true;
@@ -350,7 +370,7 @@ mod tests {
             ..LIMITS
         };
         let past = Past {
-            aborted: Some(at(300)),
+            aborted: Some(steady(300)),
             ..Past::default()
         };
         let stuck = judged(&beat(410), past, 420, limits).unwrap();
@@ -373,13 +393,14 @@ mod tests {
             agent: "gpu-1",
             beat: &quiet,
             seen: at(seen),
-            stale: Some(Duration::from_secs(1000 - seen as u64)),
+            age: Duration::from_secs(1000 - seen as u64),
+            stale: true,
         };
         let judge = |seen| {
             judge(
                 &task(seen),
                 &Past::default(),
-                at(1000),
+                steady(1000),
                 &limits,
                 &TimeZone::UTC,
             )

@@ -156,7 +156,9 @@ pub struct RunningBeat {
     pub batch: String,
     /// Its class.
     pub class: Class,
-    /// When its worker was started.
+    /// When its worker was started. This time and the next two are reckoned back from the moment of
+    /// writing ([`Heartbeat::at`]) by the monotonic clock, so what lies between them and `at` is right
+    /// whatever was done to the wall clock.
     pub since: Timestamp,
     /// The last sign of life: output, CPU time of its process tree, or work of the GPU that it
     /// has. Its start where there was none yet.

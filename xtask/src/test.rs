@@ -7,6 +7,11 @@ use anyhow::{Context, Result};
 use crate::workspace::{cargo, checked};
 use crate::{fixtures, tools};
 
+/// How long each parser is fuzzed with inputs that no run had before, besides those that each run has.
+const FUZZ: &str = "RIGOR_FUZZ_SECONDS";
+/// There are about fifteen: a minute or more in all.
+const FUZZ_SECONDS_IN_CI: &str = "5";
+
 /// Sets up what tests need, builds everything, and runs the tests. The runner's own summary is
 /// the end of the output.
 pub(crate) fn run(filters: &[String]) -> Result<()> {
@@ -21,13 +26,14 @@ pub(crate) fn run(filters: &[String]) -> Result<()> {
             // The runner leaves these out.
             checked(&mut cargo(&["test", "--workspace", "--doc", "--quiet"]))?;
         }
-        let profile = if std::env::var_os("CI").is_some() {
-            "ci"
-        } else {
-            "default"
-        };
+        let ci = std::env::var_os("CI").is_some();
+        let profile = if ci { "ci" } else { "default" };
         let words = ["nextest", "run", "--workspace", "--profile", profile];
-        checked(cargo(&words).args(filters))
+        let mut runner = cargo(&words);
+        if ci && std::env::var_os(FUZZ).is_none() {
+            runner.env(FUZZ, FUZZ_SECONDS_IN_CI);
+        }
+        checked(runner.args(filters))
     } else {
         eprintln!("xtask: no cargo-nextest; `cargo test` does as well, one program at a time");
         checked(cargo(&["test", "--workspace", "--no-fail-fast", "--"]).args(filters))

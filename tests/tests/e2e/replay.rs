@@ -21,7 +21,7 @@ fn prompt(id: &str, model: &str) -> String {
     )
 }
 
-fn replay(rig: &Rig, file: &Path) -> (i32, Value, Output) {
+pub(super) fn replay(rig: &Rig, file: &Path) -> (i32, Value, Output) {
     let run = |words: &[&str]| {
         let mut command = std::process::Command::new(parts::program("brain"));
         command.arg("replay").arg(file).args(words);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::replay::replay;
 use rigor_queue::heartbeat::LlmBeat;
 use rigor_tests::journal::{self, command, noted};
 use rigor_tests::{Rig, Setup, parts};
@@ -136,4 +137,10 @@ fn a_split_model_runs_beside_others_and_outlives_its_agents() {
     ] {
         assert!(log.contains(text), "{text:?} is not in the brain's log");
     }
+    // Groups that were gathered and given back are decided again as they were.
+    let journal = rig.root().join("brain/placement.jsonl");
+    let (code, report, shown) = replay(&rig, &journal);
+    assert_eq!(code, 0, "{}", shown.stdout);
+    assert_eq!(report["equal"], report["decisions"]);
+    assert!(fs::read_to_string(journal).unwrap().contains("\"lend\""));
 }

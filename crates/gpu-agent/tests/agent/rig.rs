@@ -29,10 +29,18 @@ pub(crate) struct TestRig {
     folder: std::cell::OnceCell<PathBuf>,
 }
 
-/// Agents that tests kill leave their runtimes to a successor; after the last there is none.
+/// Agents that tests kill leave their runtimes and attempts to a successor; after the last there is none.
 impl Drop for TestRig {
     fn drop(&mut self) {
+        let id = rigor_config::Config::load(self.root()).map(|config| config.rig.id);
         for agent in self.rig.agents().unwrap_or_default() {
+            let left = self.rig.list(Place::Processing(&agent)).unwrap_or_default();
+            for name in left.names {
+                if let Ok(id) = &id {
+                    let containment = rigor_exec::Containment::detect(id);
+                    let _ = containment.kill_attempt(name.id, name.attempt, PATIENCE);
+                }
+            }
             let manifest = self
                 .rig
                 .agent_dir(&agent)

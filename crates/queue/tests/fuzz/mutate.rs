@@ -1,8 +1,8 @@
 //! Damage to valid inputs: by bytes, by lines and by the structure of JSON. Deterministic: a case is
-//! its number.
+//! its number. The same cases in each run, and others for as long as `RIGOR_FUZZ_SECONDS` says.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One input may take so long; the slowest real ones take milliseconds.
 const CASE_MOST: Duration = Duration::from_secs(5);
@@ -36,13 +36,19 @@ impl Dice {
 }
 
 /// Runs `cases` inputs that `make` gives for their number through `read`, and names the input that
-/// panics or takes too long. `RIGOR_FUZZ` multiplies the cases, for a long run.
+/// panics or takes too long. With `RIGOR_FUZZ_SECONDS` it goes on for so long with cases that no run
+/// had before; `RIGOR_FUZZ_CASE` runs the one of that number alone.
 pub(crate) fn fuzz(cases: u64, make: impl Fn(&mut Dice) -> Vec<u8>, read: impl Fn(&[u8])) {
-    let times: u64 = std::env::var("RIGOR_FUZZ")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1);
-    for case in 1..=cases * times {
+    let number = |variable| -> Option<u64> { std::env::var(variable).ok()?.parse().ok() };
+    let until = number("RIGOR_FUZZ_SECONDS").map(|s| Instant::now() + Duration::from_secs(s));
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH);
+    let new = clock.map_or(1, |now| now.as_nanos() as u64);
+    let more = (new..).take_while(|_| until.is_some_and(|until| Instant::now() < until));
+    let cases: Box<dyn Iterator<Item = u64>> = match number("RIGOR_FUZZ_CASE") {
+        Some(case) => Box::new([case].into_iter()),
+        None => Box::new((1..=cases).chain(more)),
+    };
+    for case in cases {
         let input = make(&mut Dice::new(case));
         let began = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| read(&input)));

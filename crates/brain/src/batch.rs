@@ -363,6 +363,7 @@ impl Batch {
             tracing::warn!(batch = %self.id, "{message}");
         }
         brain.journal.write(entry, &message, json!({"batch": self.id, "done": totals.done, "failed": totals.failed, "cancelled": totals.cancelled}));
+        rigor_queue::crash_point!("closing");
         self.root.close(&brain.rig, step)?;
         brain.notify.tell(summary.notice(&message), Instant::now());
         brain.unwatch_batch(&self.id);

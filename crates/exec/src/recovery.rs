@@ -98,6 +98,7 @@ pub fn recover(
     for (held, record, adopted) in ready {
         let (name, task) = (held.name, held.spec.name.clone());
         move_on(rig, held, &record.outcome)?;
+        rigor_queue::crash_point!("recover.moved");
         match record.outcome {
             Outcome::Lost { .. } => done.requeued.push((name.next_attempt(false), task)),
             _ if adopted => done.adopted.push((name, task)),
@@ -127,6 +128,7 @@ fn take_back(
     // The name's id is enough to find the tree: also of a file that turns out to be damaged. A
     // worker that has written its record has ended its tree itself and only has to exit.
     done.killed += containment.kill_attempt(name.id, name.attempt, limits.grace)?;
+    rigor_queue::crash_point!("recover.killed");
     let Some(held) = open(rig, agent, name, LOCK_PATIENCE)? else {
         done.quarantined.push(name.to_string());
         return Ok(None);

@@ -158,6 +158,7 @@ impl Agent {
         });
         match launched {
             Ok(running) => {
+                rigor_queue::crash_point!("handed_over");
                 self.worker_started();
                 let attempt = Attempt {
                     running,
@@ -278,6 +279,7 @@ impl Agent {
     }
 
     fn settle_attempt(&mut self, attempt: Attempt, status: ExitStatus) {
+        rigor_queue::crash_point!("worker_ended");
         let peak_mb = self.peak_of(&attempt);
         let settled = settle(
             &self.rig,

@@ -175,7 +175,7 @@ impl Agent {
         if !durable && self.durability.syncs() && self.claims_sync_at.is_none() {
             self.claims_sync_at = Some(Instant::now() + CLAIM_DURABLE_WITHIN);
         }
-        crate::crash::point("claimed");
+        rigor_queue::crash_point!("claimed");
         tried.claimed += 1;
         self.trouble_over();
         self.claimed(held, needs, lease);

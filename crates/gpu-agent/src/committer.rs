@@ -153,7 +153,7 @@ impl Worker {
             .collect();
         let committed =
             rewritten.and_then(|()| records::commit(&self.rig, &attempts, self.durability));
-        crate::crash::point("committed");
+        rigor_queue::crash_point!("committed");
         let event = match committed {
             Ok(()) => Event::Finished(jobs.into_iter().map(|job| self.move_on(job)).collect()),
             Err(error) => Event::CommitFailed { jobs, error },
@@ -164,6 +164,7 @@ impl Worker {
 
     fn move_on(&self, job: Job) -> Finished {
         let lane = finish(&self.rig, &self.agent, &job.name, &job.record);
+        rigor_queue::crash_point!("moved");
         Finished { job, lane }
     }
 

@@ -60,6 +60,7 @@ impl Agent {
                 since: Timestamp::now(),
             });
         }
+        rigor_queue::crash_point!("lent");
         self.end_lend_duty(duty);
     }
 

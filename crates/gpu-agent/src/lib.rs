@@ -10,7 +10,6 @@ mod attempts;
 mod beat;
 mod claiming;
 mod committer;
-mod crash;
 mod device;
 mod event;
 mod idle;

@@ -255,6 +255,7 @@ impl Agent {
             lenders,
         };
         self.side.ask(Ask::Load(Box::new(spec)));
+        rigor_queue::crash_point!("load.asked");
     }
 
     pub(crate) fn loaded(&mut self, result: Result<Loaded, LoadError>) {
@@ -280,6 +281,7 @@ impl Agent {
                 );
             }
         };
+        rigor_queue::crash_point!("load.proven");
         self.llm.failures.succeeded(&model);
         self.llm.trying = None;
         self.note_loaded(&loaded);
@@ -422,6 +424,7 @@ impl Agent {
                 );
             }
         };
+        rigor_queue::crash_point!("unload.stopped");
         self.release_model_memory();
         let outcome = match result {
             Ok(unloaded) => {

@@ -161,9 +161,14 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         Ok(Found::Nothing) => {}
         Ok(Found::Adopted { loaded, started_at }) => adopted = Some((loaded, started_at)),
         Ok(Found::Reaped(reaped)) => tracing::warn!(
-            "Ended the runtime of {} that an earlier {name} left ({} processes) and did not adopt it: {}",
+            "Ended the runtime of {} that an earlier {name} left ({} {}) and did not adopt it: {}",
             reaped.manifest.model,
             reaped.killed,
+            if reaped.killed == 1 {
+                "process"
+            } else {
+                "processes"
+            },
             reaped.why
         ),
         Err(error) => {

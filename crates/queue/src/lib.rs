@@ -4,6 +4,7 @@
 //! paths in a rig or moves task files. It is synchronous and keeps no state but the index.
 
 pub mod claim;
+pub mod crash;
 pub mod error;
 mod format;
 pub mod fsck;

@@ -192,3 +192,77 @@ fn what_no_machine_can_decide_is_only_said() {
     assert_eq!(mended(rig), expected, "nothing of it is touched");
     let _ = submit::manifest(rig, "b", "a");
 }
+
+/// Every path under the rig, with what it holds; links are not followed.
+fn listing(dir: &std::path::Path, into: &mut Vec<(std::path::PathBuf, Vec<u8>)>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let held = if meta.is_file() {
+            fs::read(&path).unwrap()
+        } else {
+            format!("{:?}", meta.file_type()).into_bytes()
+        };
+        if meta.is_dir() {
+            listing(&path, into);
+        }
+        into.push((path, held));
+    }
+    into.sort();
+}
+
+#[test]
+fn looking_changes_nothing_and_one_repair_is_enough() {
+    let Bed { rig, .. } = &bed();
+    let queue = rig.dir(Place::Queue(Class::Cpu));
+    let (name, spec) = queued(rig, "twice", 1);
+    let sealed = fs::read(queue.join(name.to_string())).unwrap();
+    fs::write(rig.dir(Place::Retry("b")).join(name.to_string()), &sealed).unwrap();
+    let record = AttemptRecord::without_worker("gpu-1", &name, &spec, failed());
+    records::replace(rig, &record).unwrap();
+    let script = rig.dir(Place::Queue(Class::Script));
+    fs::write(script.join(name.to_string()), &sealed).unwrap();
+    let (over, spec) = queued(rig, "over", 2);
+    drop(claimed(rig, &over));
+    let record = AttemptRecord::without_worker("gpu-1", &over, &spec, failed());
+    records::replace(rig, &record).unwrap();
+    let (unsaid, _) = queued(rig, "unsaid", 3);
+    claimed(rig, &unsaid).complete(rig).unwrap();
+    let (empty, _) = queued(rig, "empty", 4);
+    fs::write(queue.join(empty.to_string()), "").unwrap();
+    fs::write(queue.join("notes.txt"), "x").unwrap();
+    fs::write(queue.join(".new-abc"), "half").unwrap();
+    fs::create_dir(rig.attempts_dir("gone")).unwrap();
+    fs::create_dir(rig.signals_dir("gpu-1").join("stop")).unwrap();
+    fs::remove_dir_all(rig.root().join("tasks/cancelled")).unwrap();
+    symlink("/tmp", rig.root().join("tasks/cancelled")).unwrap();
+
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    listing(rig.root(), &mut before);
+    let mut checks: Vec<_> = found(rig).into_iter().map(|(check, _)| check).collect();
+    listing(rig.root(), &mut after);
+    assert_eq!(before, after, "looking writes nothing");
+    checks.dedup();
+    let every = [
+        Check::Lane,
+        Check::Litter,
+        Check::Name,
+        Check::Content,
+        Check::Place,
+        Check::OneLane,
+        Check::Unfinished,
+        Check::Record,
+        Check::Attempts,
+        Check::Sequence,
+        Check::Signal,
+    ];
+    assert_eq!(checks, every, "one fault of every kind");
+
+    let left = mended(rig);
+    assert!(look(rig).unwrap().iter().all(|finding| !finding.safe));
+    let (mut once, mut twice) = (Vec::new(), Vec::new());
+    listing(rig.root(), &mut once);
+    assert_eq!(mended(rig), left);
+    listing(rig.root(), &mut twice);
+    assert_eq!(once, twice, "a second repair has nothing to do");
+}

@@ -66,7 +66,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
         output: &mut output,
         log: &log,
     };
+    rigor_queue::crash_point!("worker.before_command");
     let ended = attempt.run();
+    rigor_queue::crash_point!("worker.before_record");
     output.finish();
     if let Some(error) = output.error() {
         log.warning(&format!(
@@ -76,6 +78,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<()> {
     }
     let record = record::compose(&args, &spec, started, started_at, ended, &output);
     record::write(&rig, &record, &mut signals, &log)?;
+    rigor_queue::crash_point!("worker.after_record");
     // The lease goes last: a free lock with a valid record means that only the move is missing.
     drop(lease);
     Ok(())

@@ -154,7 +154,7 @@ fn an_agent_panics() {
         r"\[gpu-1\] ERROR GPU agent crashed: RIGOR_CRASH_POINT asks for a panic at",
     );
     assert!(crashed.is_some(), "{log}");
-    assert!(log.contains("gpu_agent_bin::crash::point"), "a backtrace");
+    assert!(log.contains("rigor_queue::crash::point"), "a backtrace");
     let last = log.lines().last().unwrap();
     assert!(
         last.ends_with("[gpu-1] INFO  GPU gpu-1 shutting down - completed 0, failed 0"),

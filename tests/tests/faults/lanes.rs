@@ -134,8 +134,7 @@ fn of_one_task_in_two_lanes_the_latest_attempt_counts_and_the_other_is_put_aside
     }
 }
 
-/// Row 33 in small: a claim does not cost more as the queue grows. The million is measured by
-/// `cargo xtask bench`.
+/// Row 33 in small: a claim does not cost more as the queue grows.
 #[test]
 fn a_claim_from_a_long_queue_costs_what_one_from_a_short_one_does() {
     const LONG: u64 = 50_000;

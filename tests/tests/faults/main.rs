@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed case panics")]
 
+mod clock;
+mod crash_points;
 mod disk;
 mod lanes;
 mod power;

@@ -227,6 +227,7 @@ impl Batch {
                     None => claim::retry(&brain.rig, &self.id, class, &name)?
                         .unwrap_or(name.next_attempt(true)),
                 };
+                rigor_queue::crash_point!("retried");
                 self.retries.remove(&name.id);
                 self.changed = true;
                 self.graph.moved(task, instance, next, State::Released);

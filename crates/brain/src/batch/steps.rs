@@ -68,6 +68,7 @@ impl Batch {
         let class = self.plan.tasks[task].class;
         // Gone: an earlier try moved it, or the next look at the lanes finds where it is.
         let moved = claim::release(&brain.rig, &self.id, &folder, class, &name)?;
+        rigor_queue::crash_point!("released");
         Ok((moved == Moved::Done).then_some(name.id))
     }
 
@@ -120,6 +121,7 @@ impl Batch {
                     );
                     records::replace(&brain.rig, &record)?;
                     held.cancel(&brain.rig, &under)?;
+                    rigor_queue::crash_point!("cancelled");
                     self.events.write("cancelled", json!({"name": self.title(task, instance), "id": name.id, "reason": reason}));
                     tracing::info!(task = %name.id, batch = %self.id, "Cancelled {} ({}): {reason}", self.title(task, instance), name.id.short());
                     self.changed = true;

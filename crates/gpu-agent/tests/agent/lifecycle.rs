@@ -124,7 +124,7 @@ fn a_panic_leaves_the_crashed_line_with_its_backtrace_and_the_counts() {
             "{log}"
         );
         assert!(
-            log.contains("gpu_agent_bin::crash::point"),
+            log.contains("rigor_queue::crash::point"),
             "no backtrace in\n{log}"
         );
         let last = log.lines().last().unwrap();

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow};
 use jiff::Timestamp;
 use rigor_plan::Plan;
 use rigor_policy::retry::{self, AfterFailure, FailedAttempt};
+use rigor_policy::span::count;
 use rigor_queue::claim::{self, Held, Moved, Opened};
 use rigor_queue::lane::{Lane, Move};
 use rigor_queue::name::{FileName, Shape, TaskId};
@@ -234,7 +235,11 @@ impl Batch {
             }
         }
         if restored > 0 {
-            tracing::info!("Batch {} taken up again: {restored} tasks", self.id);
+            tracing::info!(
+                "Batch {} taken up again: {}",
+                self.id,
+                count(restored, "task")
+            );
         }
         for name in rig.list(Place::Retry(&self.id))?.names {
             self.failed_attempt(brain, name)?;
@@ -477,8 +482,8 @@ impl Batch {
         let twice: Vec<&TaskId> = lost.intersection(&self.missing).collect();
         if let Some(first) = twice.first() {
             tracing::warn!(task = %first, batch = %self.id,
-                "{} tasks of {} lie in no lane, the first is {}: their files were moved or removed by hand. Put them back into tasks/queue/, or end the batch: rigor cancel {}",
-                twice.len(), self.id, first.short(), self.id);
+                "No lane has {} of {}, the first is {}: moved or removed by hand. Put them back into tasks/queue/, or end the batch: rigor cancel {}",
+                count(twice.len(), "task"), self.id, first.short(), self.id);
         }
         self.missing = lost;
     }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use jiff::Timestamp;
+use rigor_policy::span::count;
 use rigor_queue::claim::{self, Held, Opened};
 use rigor_queue::heartbeat::{Health, Heartbeat};
 use rigor_queue::lane::{Lane, Move};
@@ -178,7 +179,7 @@ impl Dispatcher {
         }
         let (done, failed) = self.attempts.counts;
         tracing::info!(
-            "Brain shutting down - completed {done}, failed {failed}; {} batches stay active",
+            "Brain shutting down - completed {done}, failed {failed}; batches that stay active: {}",
             self.batches.len()
         );
         self.beat(Health::Draining)
@@ -239,9 +240,9 @@ impl Dispatcher {
         )?;
         if recovered.requeued.len() + recovered.adopted.len() > 0 {
             tracing::warn!(
-                "The brain had died: requeued {} tasks of its own, adopted {} results, killed {} processes",
-                recovered.requeued.len(),
-                recovered.adopted.len(),
+                "The brain had died: requeued {} of its own, adopted {}, killed processes: {}",
+                count(recovered.requeued.len(), "task"),
+                count(recovered.adopted.len(), "result"),
                 recovered.killed
             );
         }
@@ -450,7 +451,10 @@ impl Dispatcher {
         match Batch::open(&mut self.brain, held) {
             Ok(batch) => {
                 let tasks = batch.plan.tasks.len();
-                let message = format!("Batch {id} started: plan {plan}, {tasks} tasks in its plan");
+                let message = format!(
+                    "Batch {id} started: plan {plan}, {} in its plan",
+                    count(tasks, "task")
+                );
                 tracing::info!(batch = %id, "{message}");
                 self.brain.journal.write(
                     Entry::PlanParsed,

@@ -139,8 +139,8 @@ impl Dispatcher {
         let Some(batch) = self.batches.get_mut(id) else {
             anyhow::bail!("batch {id} could not be opened again");
         };
-        let count = batch.revive(&mut self.brain, only)?;
-        tracing::info!(batch = %id, "Batch {id}: {count} tasks are tried again");
+        let tasks = batch.revive(&mut self.brain, only)?;
+        tracing::info!(batch = %id, "Batch {id}: tried again: {}", count(tasks, "task"));
         Ok(())
     }
 

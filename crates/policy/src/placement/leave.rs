@@ -48,8 +48,8 @@ pub(super) fn replace(
         agent: agent.name.clone(),
         next: Some(demand.model.clone()),
         reason: format!(
-            "nothing is queued for {model}, and {} tasks for {} are {} of work on {now}",
-            demand.queued,
+            "nothing is queued for {model}, and {} for {} are {} of work on {now}",
+            count(demand.queued, "task"),
             demand.model,
             estimate(demand.backlog_seconds() / now.max(1) as f64),
         ),

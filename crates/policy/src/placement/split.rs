@@ -27,6 +27,7 @@ use group::{Group, groups};
 
 use super::leave::queued;
 use super::{Agent, Decision, ModelSeconds, View, obstacle};
+use crate::span::count;
 
 /// What is known of split models beyond what agents show.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -391,9 +392,9 @@ fn gather(view: &View, groups: &[Group<'_>], group: &Group<'_>, plan: &mut Plan)
         let agent = view.agents.iter().find(|agent| agent.name == lend.agent);
         if let Some(LlmBeat::Hot { model, .. }) = agent.map(|agent| &agent.llm) {
             let reason = format!(
-                "{} is gathered over {gpus} GPUs; {} tasks are queued for {model}",
+                "{} is gathered over {gpus} GPUs; queued for {model}: {}",
                 group.model,
-                queued(view, model)
+                count(queued(view, model), "task")
             );
             plan.unload(&lend.agent, Some(group.model), reason);
         }

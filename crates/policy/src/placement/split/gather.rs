@@ -96,8 +96,9 @@ fn gather_first(view: &View, demand: &Demand, gpus: u32, chosen: &[&Agent], plan
         if let LlmBeat::Hot { model, .. } = &agent.llm {
             let tasks = queued(view, model);
             words.push(format!(
-                "{} frees {model} ({tasks} tasks queued)",
-                agent.name
+                "{} frees {model} ({} queued)",
+                agent.name,
+                count(tasks, "task")
             ));
         }
     }

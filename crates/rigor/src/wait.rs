@@ -22,6 +22,8 @@ const POLL_MOST: Duration = Duration::from_secs(2);
 const BUSY_SHARE: u32 = 10;
 /// A brain that was there and is gone may be on its way back.
 const BRAIN_AWAY_MOST: Duration = Duration::from_secs(10);
+/// Nothing of a batch has run for so long: why is said, and again after twice the time.
+const SILENT_MOST: Duration = Duration::from_secs(5);
 /// Failed tasks that are named at the end.
 const FAILURES_SHOWN: usize = 5;
 
@@ -60,13 +62,15 @@ fn follow(
 ) -> Result<Exit> {
     let mut is_done = false;
     let mut brain_seen: Option<Instant> = None;
+    let mut idle = Idle::default();
     let exit = loop {
         let look = Instant::now();
         let batch = rigor_snapshot::batch(&opened.rig, id)?
             .with_context(|| format!("the batch {id} is gone from the lanes"))?;
         let pause = (look.elapsed() * BUSY_SHARE).clamp(POLL, POLL_MOST);
         bar.set_length(batch.total);
-        bar.set_position(batch.done + batch.failed + batch.cancelled);
+        let over = batch.done + batch.failed + batch.cancelled;
+        bar.set_position(over);
         bar.set_message(words(&batch));
         if !is_done {
             is_done = meanwhile(opened)?;
@@ -87,11 +91,49 @@ fn follow(
             ));
             return Ok(Exit::NoBrain);
         }
+        if idle.is_to_be_said(batch.running, over, Instant::now())
+            && let Some(why) = rigor_snapshot::why::batch(&opened.rig, &opened.config, id)?
+        {
+            // A bar is drawn anew below the line.
+            bar.suspend(|| note(format!("{id}: {}", printable(&why.explanation.summary))));
+        }
         std::thread::sleep(pause);
     };
     bar.finish_and_clear();
     say_the_end(opened, id)?;
     Ok(exit)
+}
+
+/// For how long nothing of a batch has run or ended.
+#[derive(Debug, Default)]
+struct Idle {
+    since: Option<Instant>,
+    /// What was over when it began.
+    over: u64,
+    /// How long it was when it was last said.
+    said: Option<Duration>,
+}
+
+impl Idle {
+    /// Why nothing runs is to be said now: after [`SILENT_MOST`], and each time it has taken twice as long.
+    ///
+    /// `running` and `over` are how many of its tasks run and have ended.
+    fn is_to_be_said(&mut self, running: u64, over: u64, now: Instant) -> bool {
+        if running > 0 || over != self.over {
+            *self = Idle {
+                over,
+                ..Idle::default()
+            };
+            return false;
+        }
+        let idle = now.duration_since(*self.since.get_or_insert(now));
+        let due = self.said.map_or(SILENT_MOST, |said| said * 2);
+        if idle < due {
+            return false;
+        }
+        self.said = Some(idle);
+        true
+    }
 }
 
 fn say_the_end(opened: &Opened, id: &str) -> Result<()> {
@@ -184,4 +226,25 @@ fn progress_bar() -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(500));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_nothing_runs_is_said_more_and_more_rarely_and_anew_after_something_ran() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut idle = Idle::default();
+        let mut said = Vec::new();
+        for second in 0..60 {
+            // Task 1 runs in second 30 and ends in second 31.
+            let (running, over) = (u64::from(second == 30), u64::from(second > 30));
+            if idle.is_to_be_said(running, over, at(second)) {
+                said.push(second);
+            }
+        }
+        assert_eq!(said, [5, 10, 20, 37, 42, 52]);
+    }
 }

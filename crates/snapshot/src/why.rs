@@ -133,12 +133,13 @@ pub fn agent(
 pub fn brain(rig: &Rig, config: &Config) -> Result<Answer<AgentVerdict>> {
     let facts = facts::read(rig, config)?;
     let active = crate::batches::Active::read(rig)?;
+    let queues = batch::Queues::read(rig)?;
     let mut waits = Vec::new();
     for id in crate::batches::ids(rig)?
         .iter()
         .filter(|id| active.is_active(id))
     {
-        if let Some(batch) = batch::read(rig, &facts, id, batch::Depth::Counts)? {
+        if let Some(batch) = batch::read(rig, &facts, id, batch::Depth::Waits(&queues))? {
             let summary = why::batch(&facts, &batch).summary;
             waits.push((id.clone(), summary));
         }

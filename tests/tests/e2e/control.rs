@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 use rigor_queue::rig::Place;
 use rigor_queue::task::Class;
@@ -252,4 +254,35 @@ fn the_last_retry_of_a_group_splits_it_so_that_the_bad_item_fails_alone() {
         2,
         "{groups}"
     );
+}
+
+/// Who waits while nobody can run anything is told so, by `wait` itself and by `why`.
+#[test]
+fn who_waits_for_a_batch_that_nobody_runs_is_told_why() {
+    let mut rig = Rig::new(2);
+    let plan = rig.plan(
+        "alone",
+        &format!(
+            "### one\n\n- **task_class**: cpu\n{}",
+            command(&noted("true"))
+        ),
+    );
+    rig.start_brain();
+    let batch = rig.submit(&plan);
+    let mut waiting = rig
+        .rigor_command(&["wait", &batch])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = String::new();
+    let said = BufReader::new(waiting.stderr.take().unwrap()).read_line(&mut told);
+    assert!(said.unwrap() > 0, "it ended and said nothing");
+    let why = "1 queued, and no agent is there (rigor up)";
+    assert!(told.starts_with(&batch) && told.contains(why), "{told}");
+    for of in ["brain", &batch] {
+        let shown = rig.rigor(&["why", of]);
+        assert!(shown.stdout.contains(why), "{}", shown.stdout);
+    }
+    rig.start_agent("gpu-1");
+    assert_eq!(waiting.wait().unwrap().code(), Some(0));
 }

@@ -304,9 +304,16 @@ fn nothing_runs(facts: &Facts, batch: &BatchFacts) -> Stands {
         words,
         stopped: false,
     };
-    let queued: usize = batch.queued.values().map(|queued| queued.count).sum();
-    if queued > 0 {
-        return refused(facts, batch, queued);
+    let in_shapes: usize = batch.queued.values().map(|queued| queued.count).sum();
+    if in_shapes > 0 {
+        // A shape may hold other batches' tasks too; what the brain counted may be a moment old.
+        let counted = batch
+            .steps
+            .iter()
+            .map(|step| step.released.saturating_sub(step.running))
+            .sum::<u64>();
+        let queued = usize::try_from(counted.max(1)).unwrap_or(usize::MAX);
+        return refused(facts, batch, queued.min(in_shapes));
     }
     let retry: u64 = batch.steps.iter().map(|step| step.retry).sum();
     if retry > 0 {
@@ -332,6 +339,14 @@ fn refused(facts: &Facts, batch: &BatchFacts, queued: usize) -> Stands {
         words: format!("{queued} queued, {reason} - {why}"),
         stopped,
     };
+    let absent = |agent: &AgentFacts| agent.component.trouble(facts).is_some();
+    if facts.agents.iter().all(absent) {
+        return Stands {
+            reason: "no_agent".to_owned(),
+            words: format!("{queued} queued, and no agent is there (rigor up)"),
+            stopped: true,
+        };
+    }
     if let Some(model) = models.iter().find(|model| model.stranded) {
         let why = format!("{}: {}", model.model, model.reason);
         return stands(Refusal::ModelNotLoaded.as_str(), why, true);
@@ -357,7 +372,6 @@ fn refused(facts: &Facts, batch: &BatchFacts, queued: usize) -> Stands {
             nearest = Some((&agent.component.name, verdict));
         }
     }
-    let absent = |agent: &AgentFacts| agent.component.trouble(facts).is_some();
     match nearest {
         Some((agent, verdict)) => {
             let mut why = format!("{agent}: {}", verdict.detail);
@@ -371,11 +385,6 @@ fn refused(facts: &Facts, batch: &BatchFacts, queued: usize) -> Stands {
             let stopped = distance(verdict.code) >= distance(Refusal::Paused);
             stands(verdict.code.as_str(), why, stopped)
         }
-        None if facts.agents.iter().all(absent) => Stands {
-            reason: "no_agent".to_owned(),
-            words: format!("{queued} queued, and no agent is there (rigor up)"),
-            stopped: true,
-        },
         None => Stands {
             reason: "queued".to_owned(),
             words: format!("{queued} queued behind other work"),

@@ -422,6 +422,35 @@ fn where_nobody_may_run_it_is_there_each_is_named() {
 }
 
 #[test]
+fn a_batch_counts_its_own_queued_tasks_and_says_first_that_nobody_is_there() {
+    let mut facts = facts();
+    let mut one = plan();
+    one.steps[0].running = 0;
+    one.steps[0].released = 2;
+    // Two batches share the shape.
+    let queued = Queued {
+        count: 4,
+        one: id(),
+        class: Class::Script,
+        model: None,
+    };
+    one.queued = BTreeMap::from([(Shape(7), queued)]);
+    let told = batch(&facts, &one);
+    assert!(told.summary.contains("2 queued"), "{}", told.summary);
+    for agent in &mut facts.agents {
+        agent.component.presence = Presence::Gone;
+    }
+    let told = batch(&facts, &one);
+    assert_eq!(told.reason, "no_agent", "{}", told.summary);
+    assert!(
+        told.summary
+            .starts_with("not yet: 2 queued, and no agent is there (rigor up)"),
+        "{}",
+        told.summary
+    );
+}
+
+#[test]
 fn what_fits_nowhere_never_runs() {
     let mut facts = facts();
     let why = "needs 30000 MB, the largest budget is 19600 MB on gpu-2";

@@ -8,7 +8,7 @@ use rigor_queue::name::Shape;
 use rigor_queue::record::Outcome;
 use rigor_queue::records;
 use rigor_queue::rig::{Place, Rig};
-use rigor_queue::task::Class;
+use rigor_queue::task::{Class, TaskSpec};
 use serde::Deserialize;
 
 use crate::Result;
@@ -24,12 +24,66 @@ const RETRIES_NAMED: usize = 3;
 const SAMPLES: usize = 8;
 
 /// How much is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Depth {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Depth<'a> {
     /// What the brain counted.
     Counts,
-    /// Failures and queued tasks too.
+    /// What is queued too, from a look that serves every batch.
+    Waits(&'a Queues),
+    /// Queued tasks, attempts to come and failures too.
     All,
+}
+
+/// What is queued, of all batches.
+#[derive(Debug)]
+pub(super) struct Queues(Vec<QueuedShape>);
+
+/// Queued tasks of a class and a shape.
+#[derive(Debug)]
+struct QueuedShape {
+    class: Class,
+    shape: Shape,
+    count: usize,
+    /// The first few.
+    samples: Vec<TaskSpec>,
+}
+
+impl Queues {
+    /// Lists the queue once and reads a few tasks of each shape.
+    pub(super) fn read(rig: &Rig) -> Result<Queues> {
+        let mut shapes = Vec::new();
+        for class in [Class::Llm, Class::Script, Class::Cpu] {
+            let place = Place::Queue(class);
+            for (shape, (count, names)) in rig.shapes(place, SAMPLES)? {
+                shapes.push(QueuedShape {
+                    class,
+                    shape,
+                    count,
+                    // One that cannot be read, or is gone, is not known to be of any batch.
+                    samples: names
+                        .iter()
+                        .filter_map(|name| claim::peek(rig, place, name).ok().flatten())
+                        .collect(),
+                });
+            }
+        }
+        Ok(Queues(shapes))
+    }
+
+    /// The shapes of a batch's queued tasks. A shape that several batches share counts for each.
+    fn of_batch(&self, id: &str) -> BTreeMap<Shape, Queued> {
+        let of_shape = |queued: &QueuedShape| {
+            let spec = queued.samples.iter().find(|spec| spec.batch == id)?;
+            let one = Queued {
+                count: queued.count,
+                one: spec.id,
+                class: queued.class,
+                model: spec.model.clone(),
+            };
+            Some((queued.shape, one))
+        };
+        self.0.iter().filter_map(of_shape).collect()
+    }
 }
 
 /// An entry of `brain/measured.json`.
@@ -39,7 +93,12 @@ struct Measurement {
     runs: u64,
 }
 
-pub(super) fn read(rig: &Rig, facts: &Facts, id: &str, depth: Depth) -> Result<Option<BatchFacts>> {
+pub(super) fn read(
+    rig: &Rig,
+    facts: &Facts,
+    id: &str,
+    depth: Depth<'_>,
+) -> Result<Option<BatchFacts>> {
     let Some(batch) = batches::batch(rig, id)? else {
         return Ok(None);
     };
@@ -86,14 +145,18 @@ pub(super) fn read(rig: &Rig, facts: &Facts, id: &str, depth: Depth) -> Result<O
         steps,
         ..BatchFacts::default()
     };
-    if depth == Depth::All {
-        if batch.state.is_over() {
-            found.reason = plans_reason(rig, id)?;
-        } else {
-            found.queued = queued(rig, id)?;
-            found.retries = retries(rig, id)?;
+    match depth {
+        Depth::Counts => {}
+        Depth::Waits(queues) => found.queued = queues.of_batch(id),
+        Depth::All => {
+            if batch.state.is_over() {
+                found.reason = plans_reason(rig, id)?;
+            } else {
+                found.queued = Queues::read(rig)?.of_batch(id);
+                found.retries = retries(rig, id)?;
+            }
+            found.failures = failures(rig, id)?;
         }
-        found.failures = failures(rig, id)?;
     }
     Ok(Some(found))
 }
@@ -205,31 +268,6 @@ fn alike(reason: &str, name: &str) -> String {
         }
     }
     text
-}
-
-/// The shapes of its queued tasks. A shape that several batches share counts for each.
-fn queued(rig: &Rig, id: &str) -> Result<BTreeMap<Shape, Queued>> {
-    let mut queued = BTreeMap::new();
-    for class in [Class::Llm, Class::Script, Class::Cpu] {
-        let place = Place::Queue(class);
-        for (shape, (count, samples)) in rig.shapes(place, SAMPLES)? {
-            // One that cannot be read, or is gone, is not known to be of this batch.
-            let of_this = |name| {
-                let spec = claim::peek(rig, place, name).ok().flatten();
-                spec.filter(|spec| spec.batch == id)
-            };
-            if let Some(spec) = samples.iter().find_map(of_this) {
-                let of_shape = Queued {
-                    count,
-                    one: spec.id,
-                    class,
-                    model: spec.model,
-                };
-                queued.insert(shape, of_shape);
-            }
-        }
-    }
-    Ok(queued)
 }
 
 /// The first few attempts to come, with why the last one failed.

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rigor_exec::Containment;
 use rigor_queue::lane::Lane;
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::Outcome;
@@ -44,6 +45,7 @@ pub fn check(
             wrong.extend(forgotten(&places, acknowledged));
             wrong.extend(half_written(&rig, &places));
             wrong.extend(without_reason(&rig));
+            wrong.extend(groups_of_nobody(rig_id, &places));
         }
         Err(error) => wrong.push(error.to_string()),
     }
@@ -125,7 +127,26 @@ fn places(rig: &Rig) -> Places {
             places.entry(name.id).or_default().push(found);
         }
     }
+    archived(rig, &mut places);
     places
+}
+
+/// An archived batch is what its archive has; what is left of it in the lanes counts for nothing.
+fn archived(rig: &Rig, places: &mut Places) {
+    for batch in rig.archived_batches().expect("read the archive") {
+        for place in [
+            Place::Complete(&batch),
+            Place::Failed(&batch),
+            Place::Cancelled(&batch),
+        ] {
+            for name in rig.list(place).expect("read an archive").names {
+                let path = rig.path(place, &name);
+                let found = places.entry(name.id).or_default();
+                found.retain(|(_, _, left)| *left != path);
+                found.push((place.lane(), name, path));
+            }
+        }
+    }
 }
 
 fn more_than_one_lane(places: &Places) -> Vec<String> {
@@ -137,14 +158,11 @@ fn more_than_one_lane(places: &Places) -> Vec<String> {
 /// Tasks of an expansion that are in no lane.
 fn lost(rig: &Rig, places: &Places) -> Vec<String> {
     let mut wrong = Vec::new();
-    for batch in rig.subdirs(Lane::Waiting).expect("read the batches") {
-        let dir = rig.lane_dir(Lane::Waiting).join(&batch);
-        for entry in fs::read_dir(dir).expect("read a batch").flatten() {
-            // What is not finished is not there.
-            if is_hidden(&entry.file_name()) {
-                continue;
-            }
-            let task = entry.file_name().to_string_lossy().into_owned();
+    let mut batches = rig.subdirs(Lane::Waiting).expect("read the batches");
+    batches.extend(rig.archived_batches().expect("read the archive"));
+    for batch in batches {
+        // What is not finished is not there.
+        for task in rig.expansions(&batch).expect("read a batch") {
             let manifest = match submit::manifest(rig, &batch, &task) {
                 Ok(manifest) => manifest.unwrap_or_default(),
                 Err(error) => {
@@ -225,6 +243,20 @@ fn without_reason(rig: &Rig) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Cgroups of attempts that are over.
+fn groups_of_nobody(rig_id: &str, places: &Places) -> Vec<String> {
+    let groups = Containment::detect(rig_id).attempts().into_iter();
+    let runs = |id: &TaskId, attempt: u32| {
+        let found = places.get(id).map(Vec::as_slice).unwrap_or_default();
+        let mut found = found.iter();
+        found.any(|(lane, name, _)| *lane == Lane::Processing && name.attempt == attempt)
+    };
+    groups
+        .filter(|(id, attempt)| !runs(id, *attempt))
+        .map(|(id, attempt)| format!("a cgroup of {id}.a{attempt} is left, and it is over"))
+        .collect()
 }
 
 fn is_hidden(name: &std::ffi::OsStr) -> bool {

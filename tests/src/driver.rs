@@ -63,13 +63,15 @@ pub enum Operation {
     Requeue,
     /// The brain takes back what a dead agent had in hand.
     Recover,
+    /// The brain adopts a result that a dead agent's worker has just left.
+    Adopt,
     /// The brain: queue -> cancelled.
     Cancel,
 }
 
 impl Operation {
     /// All of them.
-    pub const ALL: [Operation; 12] = [
+    pub const ALL: [Operation; 13] = [
         Operation::Submit,
         Operation::ExpandFew,
         Operation::ExpandMany,
@@ -81,6 +83,7 @@ impl Operation {
         Operation::GiveUp,
         Operation::Requeue,
         Operation::Recover,
+        Operation::Adopt,
         Operation::Cancel,
     ];
 
@@ -98,6 +101,7 @@ impl Operation {
             Operation::GiveUp => "give-up",
             Operation::Requeue => "requeue",
             Operation::Recover => "recover",
+            Operation::Adopt => "adopt",
             Operation::Cancel => "cancel",
         }
     }
@@ -117,7 +121,7 @@ impl Operation {
             | Operation::Recover => Lane::Queue,
             Operation::ExpandFew | Operation::ExpandMany => Lane::Waiting,
             Operation::Claim => Lane::Processing,
-            Operation::Complete => Lane::Complete,
+            Operation::Complete | Operation::Adopt => Lane::Complete,
             Operation::Fail => Lane::Retry,
             Operation::GiveUp => Lane::Failed,
             Operation::Cancel => Lane::Cancelled,
@@ -134,6 +138,7 @@ impl Operation {
                 | Operation::ExpandMany
                 | Operation::Complete
                 | Operation::Fail
+                | Operation::Adopt
         )
     }
 
@@ -287,6 +292,13 @@ pub fn act(operation: Operation, root: &Path) -> Result<Vec<TaskId>> {
             take_back(&rig)?;
             Ok(before)
         }
+        Operation::Adopt => {
+            let left = each(&rig, Place::Processing(AGENT), |name| {
+                leave_record(&rig, name, Outcome::Succeeded).map(drop)
+            })?;
+            take_back(&rig)?;
+            Ok(left)
+        }
         Operation::Cancel => each(&rig, Place::Queue(Class::Cpu), |name| {
             let held = opened(&rig, Place::Queue(Class::Cpu), name)?;
             let outcome = Outcome::Cancelled {
@@ -325,7 +337,8 @@ pub fn again(operation: Operation, root: &Path) -> Result<Vec<TaskId>> {
         if !ended.is_empty() {
             return Ok(ended);
         }
-        if matches!(operation, Operation::Complete | Operation::Fail)
+        use Operation::{Adopt, Complete, Fail};
+        if matches!(operation, Complete | Fail | Adopt)
             && ids(&rig, Place::Processing(AGENT))?.is_empty()
         {
             // It was given back; the next attempt ends as this one should have.
@@ -363,19 +376,24 @@ fn expand(rig: &Rig, count: u64) -> Result<Vec<TaskId>> {
 
 fn end(rig: &Rig, outcome: Outcome) -> Result<Vec<TaskId>> {
     each(rig, Place::Processing(AGENT), |name| {
-        let spec = claim::peek(rig, Place::Processing(AGENT), name)?.context("it is gone")?;
-        // The worker's part, then the agent's. What a worker cannot write, or has not written
-        // whole, the agent writes.
-        let record = AttemptRecord::without_worker(AGENT, name, &spec, outcome.clone());
-        let written = records::write_new(rig, &record);
-        if written.is_err() || records::read(rig, BATCH, name.id, name.attempt)?.is_none() {
-            records::replace(rig, &record)?;
-        }
+        // The worker's part, then the agent's.
+        let record = leave_record(rig, name, outcome.clone())?;
         let attempt = (BATCH.to_owned(), name.id, name.attempt);
         records::commit(rig, &[attempt], Durability::Default)?;
         finish(rig, AGENT, name, &record)?;
         Ok(())
     })
+}
+
+/// What a worker cannot write, or has not written whole, the agent writes.
+fn leave_record(rig: &Rig, name: &FileName, outcome: Outcome) -> Result<AttemptRecord> {
+    let spec = claim::peek(rig, Place::Processing(AGENT), name)?.context("it is gone")?;
+    let record = AttemptRecord::without_worker(AGENT, name, &spec, outcome);
+    let written = records::write_new(rig, &record);
+    if written.is_err() || records::read(rig, BATCH, name.id, name.attempt)?.is_none() {
+        records::replace(rig, &record)?;
+    }
+    Ok(record)
 }
 
 fn take_back(rig: &Rig) -> Result<()> {

@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod parts;
 pub mod processes;
 mod rig;
+pub mod soak;
 pub mod sweep;
 pub mod tasks;
 

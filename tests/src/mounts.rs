@@ -2,7 +2,9 @@
 
 use std::env;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
+
+use crate::parts;
 
 /// Set in the second run.
 const INSIDE: &str = "RIGOR_TEST_NAMESPACE";
@@ -25,9 +27,25 @@ pub enum Namespace {
 ///
 /// Panics where the second run fails.
 pub fn enter(test: &str, whole_mb: Option<u32>) -> Namespace {
-    if env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return Namespace::Inside;
     }
+    let outside = tempfile::tempdir().expect("a temporary directory");
+    match again(&[test, "--exact", "--nocapture"], whole_mb, outside.path()) {
+        Ok(status) => assert!(status.success(), "{test} in its own namespace: {status}"),
+        Err(why) => return Namespace::Unable(why),
+    }
+    Namespace::Done
+}
+
+/// Whether this is the second run.
+pub fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
+}
+
+/// Runs this program again with these words, as [`enter`] does. The error says why this machine
+/// allows none.
+pub fn again(words: &[&str], whole_mb: Option<u32>, outside: &Path) -> Result<ExitStatus, String> {
     let scratch = tempfile::tempdir().expect("a temporary directory");
     let tries: [&[&str]; 2] = [&["--mount"], &["--user", "--map-root-user", "--mount"]];
     let probe = "mount -t tmpfs -o size=1m tmpfs \"$0\"";
@@ -38,25 +56,27 @@ pub fn enter(test: &str, whole_mb: Option<u32>) -> Namespace {
         command.output().is_ok_and(|said| said.status.success())
     };
     let Some(flags) = tries.iter().find(works) else {
-        return Namespace::Unable(
+        return Err(
             "no mount namespace with a tmpfs (it needs root, or user namespaces)".to_owned(),
         );
     };
-    let outside = tempfile::tempdir().expect("a temporary directory");
     let mut command = Command::new("unshare");
-    command.args(*flags).env(OUTSIDE, outside.path());
+    if parts::on_path("setpriv") {
+        // It ends with this program, should that be killed.
+        command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "unshare"]);
+    }
+    command.args(*flags).env(OUTSIDE, outside);
     if let Some(mb) = whole_mb {
         let mount = format!("mount -t tmpfs -o size={mb}m tmpfs \"$0\" && exec \"$@\"");
         command.args(["sh", "-c", &mount]).arg(scratch.path());
         command.env("TMPDIR", scratch.path());
     }
     command
-        .arg(env::current_exe().expect("the test knows where it lies"))
-        .args([test, "--exact", "--nocapture"])
+        .arg(env::current_exe().expect("the program knows where it lies"))
+        .args(words)
         .env(INSIDE, "1");
-    let status = command.status().expect("start unshare");
-    assert!(status.success(), "{test} in its own namespace: {status}");
-    Namespace::Done
+    Ok(command.status().expect("start unshare"))
 }
 
 /// Puts an empty file system of `kb` KB over a directory.

@@ -17,11 +17,12 @@ const PORTS_PER_RIG: u16 = 16;
 /// `cargo xtask test` builds them all before any test runs.
 pub fn program(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the test knows where it lies");
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("a test lies in target/PROFILE/deps")
-        .to_owned();
+    // A test lies in target/PROFILE/deps, a program of this package beside the others.
+    let mut profile = test.parent().expect("it lies in a folder");
+    if profile.ends_with("deps") {
+        profile = profile.parent().expect("deps lies in target/PROFILE");
+    }
+    let profile = profile.to_owned();
     let path = profile.join(name);
     static BUILD: Once = Once::new();
     if !path.exists() {

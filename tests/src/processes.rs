@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rigor_exec::Containment;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// The variable that the harness gives to every program it starts; its value is the rig's
@@ -59,12 +60,18 @@ pub fn of_rig(root: &Path, rig_id: &str) -> Vec<Process> {
     found
 }
 
-/// Kills all of them, again and again until none is left.
+/// Kills all of them, again and again until none is left, and removes the cgroups of attempts.
 pub fn kill_all(root: &Path, rig_id: &str) {
     let deadline = Instant::now() + AFTER_KILL;
     loop {
         let left = of_rig(root, rig_id);
         if left.is_empty() {
+            let containment = Containment::detect(rig_id);
+            for (id, attempt) in containment.attempts() {
+                if let Err(error) = containment.kill_attempt(id, attempt, AFTER_KILL) {
+                    eprintln!("{error}");
+                }
+            }
             return;
         }
         for process in &left {

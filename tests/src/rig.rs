@@ -62,6 +62,7 @@ pub struct Rig {
     litter_age: Duration,
     /// Batches whose submission was acknowledged.
     submitted: RefCell<Vec<String>>,
+    closed: bool,
 }
 
 /// What a program said.
@@ -88,6 +89,17 @@ impl Rig {
     /// Its directory.
     pub fn root(&self) -> &Path {
         self.rig.root()
+    }
+
+    /// What tells its processes from those of other rigs.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where what programs say is kept: on no file system that the case fills.
+    fn said_dir(&self) -> PathBuf {
+        let dir = std::env::var_os(crate::mounts::OUTSIDE);
+        dir.map_or(self.dir.path().to_owned(), PathBuf::from)
     }
 
     /// The folder that holds the plans.
@@ -176,7 +188,7 @@ impl Rig {
 
     fn spawn_command(&mut self, name: &str, mut command: Command) {
         let out = |kind| {
-            let path = self.dir.path().join(format!("{name}.{kind}"));
+            let path = self.said_dir().join(format!("{name}.{kind}"));
             File::create(path).expect("make a file")
         };
         command.stdout(out("stdout")).stderr(out("stderr"));
@@ -237,6 +249,25 @@ impl Rig {
         child.wait().expect("reap a program");
     }
 
+    /// Whether a program was started and not reaped since.
+    pub fn is_started(&self, name: &str) -> bool {
+        self.children.contains_key(name)
+    }
+
+    /// Reaps a program if it has ended by itself, or was killed by another.
+    pub fn reap(&mut self, name: &str) -> Option<ExitStatus> {
+        let child = self.children.get_mut(name)?;
+        let status = child.try_wait().expect("wait for a program")?;
+        self.litter_age = LITTER_AGE;
+        self.children.remove(name);
+        Some(status)
+    }
+
+    /// Somebody else than this value has killed something of the rig, perhaps while it wrote.
+    pub fn was_hit(&mut self) {
+        self.litter_age = LITTER_AGE;
+    }
+
     /// Tells a program to end (SIGTERM).
     pub fn terminate(&self, name: &str) {
         processes::send(self.pid(name), Signal::TERM);
@@ -288,8 +319,7 @@ impl Rig {
     #[track_caller]
     pub fn output(&self, mut command: Command) -> Output {
         // Into files, as whoever inherits a pipe keeps its reader waiting.
-        let dir = std::env::var_os(crate::mounts::OUTSIDE);
-        let dir = dir.map_or(self.dir.path().to_owned(), PathBuf::from);
+        let dir = self.said_dir();
         let paths = ["stdout", "stderr"].map(|kind| {
             let file = tempfile::NamedTempFile::with_prefix_in(kind, &dir);
             file.expect("make a file")
@@ -323,6 +353,16 @@ impl Rig {
             stdout,
             stderr,
         }
+    }
+
+    /// A batch that was submitted otherwise was acknowledged.
+    pub fn acknowledged(&self, batch: &str) {
+        self.submitted.borrow_mut().push(batch.to_owned());
+    }
+
+    /// An operator removed a batch: nobody misses it.
+    pub fn forgotten(&self, batch: &str) {
+        self.submitted.borrow_mut().retain(|known| known != batch);
     }
 
     /// Submits a plan and returns the batch's id.
@@ -411,7 +451,7 @@ impl Rig {
 
     /// What a component said on stderr since it was last started.
     pub fn stderr(&self, component: &str) -> String {
-        let path = self.dir.path().join(format!("{component}.stderr"));
+        let path = self.said_dir().join(format!("{component}.stderr"));
         fs::read_to_string(path).expect("read what a program said")
     }
 
@@ -497,6 +537,31 @@ impl Rig {
         Ok(())
     }
 
+    /// Stops every program in order and checks the rig, in place of its drop. Returns everything
+    /// that is wrong.
+    pub fn close(&mut self) -> Vec<String> {
+        self.closed = true;
+        let mut wrong: Vec<String> = self.stop().err().into_iter().collect();
+        let submitted = self.submitted.borrow();
+        let plans: Vec<TaskId> = submitted
+            .iter()
+            .map(|batch| TaskId::derive(batch, "_plan", None))
+            .collect();
+        drop(submitted);
+        wrong.extend(checker::check(
+            self.root(),
+            &self.id,
+            &self.plans(),
+            self.litter_age,
+            &plans,
+        ));
+        if !wrong.is_empty() {
+            self.print_tails();
+            self.kill_everything();
+        }
+        wrong
+    }
+
     fn kill_everything(&mut self) {
         for child in self.children.values_mut() {
             let _ = child.kill();
@@ -513,7 +578,7 @@ impl Rig {
     }
 
     fn print_tails(&self) {
-        let logs = [self.rig.logs_dir(), self.dir.path().to_owned()];
+        let logs = [self.rig.logs_dir(), self.said_dir()];
         let mut paths: Vec<PathBuf> = logs
             .iter()
             .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
@@ -603,6 +668,7 @@ impl Setup {
             children: BTreeMap::new(),
             litter_age: Duration::ZERO,
             submitted: RefCell::default(),
+            closed: false,
         }
     }
 }
@@ -614,23 +680,11 @@ impl Drop for Rig {
             self.print_tails();
             return self.kill_everything();
         }
-        let mut wrong: Vec<String> = self.stop().err().into_iter().collect();
-        let submitted = self.submitted.borrow();
-        let plans: Vec<TaskId> = submitted
-            .iter()
-            .map(|batch| TaskId::derive(batch, "_plan", None))
-            .collect();
-        drop(submitted);
-        wrong.extend(checker::check(
-            self.root(),
-            &self.id,
-            &self.plans(),
-            self.litter_age,
-            &plans,
-        ));
+        if self.closed {
+            return;
+        }
+        let mut wrong = self.close();
         if !wrong.is_empty() {
-            self.print_tails();
-            self.kill_everything();
             let more = wrong.len().saturating_sub(20);
             wrong.truncate(20);
             panic!(

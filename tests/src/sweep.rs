@@ -196,7 +196,7 @@ fn sweep_on(
         scratch: scratch.to_owned(),
         image,
         alone: match operation {
-            Operation::Recover => alone().unwrap_or_default(),
+            Operation::Recover | Operation::Adopt => alone().unwrap_or_default(),
             _ => &[],
         },
     };

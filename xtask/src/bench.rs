@@ -1,26 +1,43 @@
-//! `cargo xtask bench`: figures beside their limits, from this machine, now.
+//! `cargo xtask bench`: figures beside peers and limits, from this machine, now.
 
+mod claim;
+mod depth;
+mod disk;
+mod dispatch;
+mod figure;
+mod idle;
+mod latency;
+mod llm;
 mod logging;
 mod machine;
+mod memory;
+mod peers;
+mod plans;
+mod plot;
+mod process;
+mod programs;
+mod release;
+mod results;
 mod rig;
+mod submit;
+mod throughput;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use serde::Serialize;
 
 use crate::workspace;
+use disk::Disk;
+use figure::Figure;
 use machine::Machine;
-
-/// Where the figures are kept.
-const RESULTS: &str = "bench/results";
 
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
 pub(crate) struct Bench {
-    /// Only this one: logging.
+    /// Only this one; see docs/performance.md.
+    #[arg(value_parser = BENCHMARKS.map(|benchmark| benchmark.name))]
     name: Option<String>,
     /// How often each side of a comparison runs; they alternate.
     #[arg(long, default_value_t = 5)]
@@ -28,172 +45,149 @@ pub(crate) struct Bench {
     /// How long an idle rig is watched, seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     idle: u64,
+    /// Compare with the committed results, write nothing, and fail if a ratio is more than 20 %
+    /// worse.
+    #[arg(long)]
+    check: bool,
+    /// A tenth of the tasks, to see that all works; nothing is written.
+    #[arg(long, conflicts_with = "check")]
+    quick: bool,
 }
 
-/// One row of the table.
-#[derive(Serialize)]
-struct Figure {
-    name: String,
-    unit: &'static str,
-    /// The median of the runs.
-    ours: f64,
-    min: f64,
-    max: f64,
-    /// What it is compared with: a peer's figure, or a limit.
-    against: Option<f64>,
-    /// How `ours / against` has to be.
-    target: Option<Target>,
+/// Measures below a directory that is fresh.
+type Run = fn(&Bench, &Path) -> Result<Vec<Figure>>;
+
+struct Benchmark {
+    name: &'static str,
+    run: Run,
+    /// Small files that it makes at the most.
+    files: u64,
 }
 
-#[derive(Serialize, Clone, Copy)]
-#[serde(rename_all = "snake_case")]
-enum Target {
-    /// Smaller than that.
-    Under(f64),
-    /// At least that.
-    AtLeast(f64),
-}
+const BENCHMARKS: [Benchmark; 11] = [
+    Benchmark {
+        name: "logging",
+        run: logging::run,
+        files: 50_000,
+    },
+    Benchmark {
+        name: "claim",
+        run: claim::run,
+        files: 50_000,
+    },
+    Benchmark {
+        name: "depth",
+        run: depth::run,
+        files: 1_200_000,
+    },
+    Benchmark {
+        name: "dispatch",
+        run: dispatch::run,
+        files: 200_000,
+    },
+    Benchmark {
+        name: "latency",
+        run: latency::run,
+        files: 50_000,
+    },
+    Benchmark {
+        name: "submit",
+        run: submit::run,
+        files: 100_000,
+    },
+    Benchmark {
+        name: "release",
+        run: release::run,
+        files: 600_000,
+    },
+    Benchmark {
+        name: "idle",
+        run: idle::run,
+        files: 10_000,
+    },
+    Benchmark {
+        name: "memory",
+        run: memory::run,
+        files: 1_100_000,
+    },
+    Benchmark {
+        name: "why",
+        run: memory::why,
+        files: 120_000,
+    },
+    Benchmark {
+        name: "llm",
+        run: llm::run,
+        files: 20_000,
+    },
+];
 
-type Benchmark = fn(&Bench, &Path) -> Result<Vec<Figure>>;
-
-const BENCHMARKS: [(&str, Benchmark); 1] = [("logging", logging::run)];
-
-impl Figure {
-    /// Of the runs; there is at least one.
-    fn of(name: impl Into<String>, unit: &'static str, mut runs: Vec<f64>) -> Figure {
-        runs.sort_by(f64::total_cmp);
-        Figure {
-            name: name.into(),
-            unit,
-            ours: median(&runs),
-            min: runs.first().copied().unwrap_or(f64::NAN),
-            max: runs.last().copied().unwrap_or(f64::NAN),
-            against: None,
-            target: None,
-        }
-    }
-
-    fn against(mut self, against: f64, target: Target) -> Figure {
-        self.against = Some(against);
-        self.target = Some(target);
-        self
-    }
-
-    fn ratio(&self) -> Option<f64> {
-        self.against.map(|against| self.ours / against)
-    }
-
-    fn is_met(&self) -> Option<bool> {
-        Some(match (self.ratio()?, self.target?) {
-            (ratio, Target::Under(limit)) => ratio < limit,
-            (ratio, Target::AtLeast(limit)) => ratio >= limit,
-        })
-    }
-
-    fn row(&self) -> String {
-        let number =
-            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
-        let target = match (self.target, self.is_met()) {
-            (Some(Target::Under(limit)), Some(met)) => format!("< {limit} {}", word(met)),
-            (Some(Target::AtLeast(limit)), Some(met)) => format!(">= {limit} {}", word(met)),
-            _ => "-".to_owned(),
-        };
-        format!(
-            "{:<58} {:>7} {:>10.2} {:>10} {:>7} {:<13} {:>10.2} {:>10.2}",
-            self.name,
-            self.unit,
-            self.ours,
-            number(self.against),
-            number(self.ratio()),
-            target,
-            self.min,
-            self.max
-        )
+impl Bench {
+    /// So many, or a tenth of it for `--quick`.
+    fn size(&self, whole: u64) -> u64 {
+        if self.quick { whole / 10 } else { whole }
     }
 }
 
 /// Runs all, or the one that is named. A target that is missed is shown, not an error: other work on
-/// the machine may be why.
+/// the machine may be why. With `--check`, what is worse than the committed result is an error.
 pub(crate) fn run(options: &Bench) -> Result<()> {
     if options.runs == 0 || options.idle == 0 {
         bail!("--runs and --idle are at least 1");
     }
-    let chosen: Vec<_> = BENCHMARKS
-        .iter()
-        .filter(|(name, _)| options.name.as_deref().is_none_or(|wanted| wanted == *name))
-        .collect();
-    if chosen.is_empty() {
-        let names = BENCHMARKS.map(|(name, _)| name).join(", ");
-        bail!(
-            "there is no benchmark {}: there are {names}",
-            options.name.as_deref().unwrap_or_default()
-        );
-    }
+    disk::enter_namespace()?;
+    programs::build()?;
     let scratch = workspace::root().join("target/bench");
     fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
-    for (name, benchmark) in chosen {
-        let machine = Machine::look(&scratch)?;
-        let figures = benchmark(options, &scratch)?;
-        println!("\n{name}, on {machine}\n");
-        println!(
-            "{:<58} {:>7} {:>10} {:>10} {:>7} {:<13} {:>10} {:>10}",
-            "", "unit", "ours", "against", "ratio", "target", "min", "max"
-        );
-        for figure in &figures {
-            println!("{}", figure.row());
+    let mut worse = Vec::new();
+    let mut compared = 0;
+    for benchmark in BENCHMARKS {
+        let name = benchmark.name;
+        if options.name.as_deref().is_some_and(|wanted| wanted != name) {
+            continue;
         }
-        let path = write(name, options, &machine, &figures)?;
-        println!("\nWritten to {}", path.display());
+        let disk = Disk::new(&scratch, options.size(benchmark.files))?;
+        let machine = Machine::look(&disk.file_system)?;
+        eprintln!("xtask: {name}");
+        let figures = (benchmark.run)(options, &disk.dir).with_context(|| name.to_owned())?;
+        drop(disk);
+        println!("\n{name}, on {machine}\n\n{}", figure::header());
+        for figure in &figures {
+            println!("{}", figure.rows());
+        }
+        if options.check {
+            match results::committed(name)? {
+                None => println!("\nNo result of {name} is committed: nothing to compare with"),
+                Some(committed) => {
+                    let found = results::compare(&committed, &figures);
+                    for words in &found.left_out {
+                        println!("\nNot compared: {words}");
+                    }
+                    compared += found.count;
+                    worse.extend(
+                        found
+                            .worse
+                            .into_iter()
+                            .map(|what| format!("{name}: {what}")),
+                    );
+                }
+            }
+        } else if options.quick {
+            println!("\nNot written: --quick");
+        } else {
+            let paths = results::write(name, options, &machine, &figures)?;
+            let paths = paths.map(|path| results::shown(&path));
+            println!("\nWritten to {}", paths.join(" and "));
+        }
+    }
+    if !worse.is_empty() {
+        bail!("worse than committed:\n  {}", worse.join("\n  "));
+    }
+    if options.check {
+        if compared == 0 {
+            bail!("no figure could be compared with a committed one");
+        }
+        println!("\n{compared} figures are as good as the committed ones, within 20 %");
     }
     Ok(())
-}
-
-fn write(name: &str, options: &Bench, machine: &Machine, figures: &[Figure]) -> Result<PathBuf> {
-    let dir = workspace::root().join(RESULTS);
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let path = dir.join(format!("{name}.json"));
-    let figures: Vec<_> = figures
-        .iter()
-        .map(|figure| serde_json::json!({"figure": figure, "ratio": figure.ratio(), "met": figure.is_met()}))
-        .collect();
-    let text = serde_json::to_string_pretty(&serde_json::json!({
-        "bench": name,
-        "runs": options.runs,
-        "idle_seconds": options.idle,
-        "machine": machine,
-        "figures": figures,
-    }))?;
-    fs::write(&path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
-}
-
-/// Of sorted numbers.
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    match sorted {
-        [] => f64::NAN,
-        _ if sorted.len().is_multiple_of(2) => f64::midpoint(sorted[middle - 1], sorted[middle]),
-        _ => sorted[middle],
-    }
-}
-
-fn word(met: bool) -> &'static str {
-    if met { "met" } else { "MISSED" }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_figure_is_a_median_with_its_spread_and_its_verdict() {
-        let figure = Figure::of("x", "us", vec![9.0, 1.0, 2.0]);
-        assert_eq!((figure.ours, figure.min, figure.max), (2.0, 1.0, 9.0));
-        assert_eq!(figure.is_met(), None);
-        let figure = figure.against(50.0, Target::Under(1.0));
-        assert_eq!((figure.ratio(), figure.is_met()), (Some(0.04), Some(true)));
-        let slow = Figure::of("x", "1/s", vec![90.0, 94.0]).against(100.0, Target::AtLeast(0.95));
-        assert_eq!((slow.ours, slow.is_met()), (92.0, Some(false)));
-        assert!(slow.row().contains("MISSED"));
-    }
 }

@@ -1,4 +1,4 @@
-//! Development tasks: demo, test, ci, tidy, bench, simulate, gpu-smoke, cluster-up, cluster-down, fixtures.
+//! Development tasks: demo, test, ci, tidy, bench, simulate, soak, gpu-smoke, cluster-up, cluster-down, fixtures.
 //!
 //! Depends on no crate of the workspace: it has to work while one of them does not compile.
 
@@ -11,6 +11,7 @@ mod gpu_smoke;
 mod launch;
 mod own_rig;
 mod simulate;
+mod soak;
 mod test;
 mod tidy;
 mod tools;
@@ -50,6 +51,13 @@ enum Task {
         #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
         arguments: Vec<String>,
     },
+    /// Work through a mixed load while everything is killed, frozen and littered at random, and count.
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// What the soak is told: `--minutes N`; `--help` shows all.
+        #[arg(allow_hyphen_values = true, trailing_var_arg = true)]
+        arguments: Vec<String>,
+    },
     /// Build, make a rig where there is none, and start it.
     ClusterUp {
         /// The rig's directory.
@@ -86,6 +94,7 @@ pub fn run() -> ExitCode {
         Task::GpuSmoke(options) => gpu_smoke::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Simulate { arguments } => simulate::run(&arguments),
+        Task::Soak { arguments } => soak::run(&arguments),
         Task::ClusterUp { rig, sim_gpus } => cluster::up(&rig, sim_gpus),
         Task::ClusterDown { rig } => cluster::down(&rig),
         Task::Fixtures { big_model } => print_fixtures(big_model),

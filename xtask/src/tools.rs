@@ -78,7 +78,8 @@ fn missing() -> impl Iterator<Item = &'static Tool> {
     TOOLS.iter().filter(|tool| on_path(tool.program).is_none())
 }
 
-fn apt_get(words: &[&str]) -> bool {
+/// Whether apt-get did that without asking.
+pub(crate) fn apt_get(words: &[&str]) -> bool {
     Command::new("apt-get")
         .args(["-y", "-qq"])
         .args(words)

@@ -7,9 +7,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use rigor_exec::activity::{Sampler, Watched};
 use rigor_exec::{Containment, ExecError, Launch, Running};
+use rigor_policy::span::count;
 use rigor_queue::claim::{Candidate, Held};
 use rigor_queue::heartbeat::RunningBeat;
 use rigor_queue::name::{FileName, TaskId};
+use rigor_queue::presence::ComponentLock;
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
 use rigor_queue::rig::{BRAIN, Rig};
 use rigor_queue::submit::Durability;
@@ -58,6 +60,46 @@ impl Attempts {
             worker,
             slots,
             counts: (0, 0),
+        }
+    }
+
+    /// What an earlier brain was running itself when it died.
+    pub(crate) fn recover_own(&self, brain: &Context, lock: &ComponentLock) -> Result<()> {
+        let limits = rigor_exec::recovery::RecoveryLimits {
+            grace: brain.config.timing.grace,
+            uncharged_attempts: brain.config.limits.uncharged_attempts,
+            durability: brain.durability,
+        };
+        let recovered = rigor_exec::recovery::recover(
+            &brain.rig,
+            BRAIN,
+            lock,
+            &self.containment,
+            limits,
+            "the brain died",
+        )?;
+        if recovered.requeued.len() + recovered.adopted.len() > 0 {
+            tracing::warn!(
+                "The brain had died: requeued {} of its own, adopted {}, killed processes: {}",
+                count(recovered.requeued.len(), "task"),
+                count(recovered.adopted.len(), "result"),
+                recovered.killed
+            );
+        }
+        self.clear_leftovers(brain);
+        Ok(())
+    }
+
+    /// Ends what earlier programs of the rig left of attempts that are over.
+    fn clear_leftovers(&self, brain: &Context) {
+        let grace = brain.config.timing.grace;
+        match rigor_exec::recovery::clear_leftovers(&brain.rig, &self.containment, grace) {
+            Ok(cleared) => {
+                for (attempt, killed) in cleared.iter().filter(|(_, killed)| *killed > 0) {
+                    tracing::warn!("Killed {killed} processes that were left of attempt {attempt}");
+                }
+            }
+            Err(error) => tracing::warn!("What is left of earlier attempts stays: {error}"),
         }
     }
 
@@ -271,6 +313,11 @@ impl Attempts {
             worker: &self.worker,
             output_cap_bytes: brain.config.limits.output_cap_bytes,
             grace: brain.config.timing.grace,
+            limits: rigor_exec::Limits {
+                processes: Some(brain.config.limits.processes.into()),
+                memory_bytes: brain.config.limits.memory_bytes,
+                file_size_bytes: brain.config.limits.file_size_bytes,
+            },
         };
         match rigor_exec::spawn(launch) {
             Ok(running) => {

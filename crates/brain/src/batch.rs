@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::context::Context as Brain;
 use crate::events::EventLog;
-use crate::expand::{self, NewTask};
+use crate::expand::{self, NewTask, NotMade};
 use crate::graph::{Ending, Graph, NewInstance, Phase, State, Step};
 use crate::journal::Entry;
 use crate::{summary, view};
@@ -314,6 +314,10 @@ impl Batch {
         let written = summary::write(self, &summary)
             .and_then(|()| summary::copy_failed_logs(brain, self, &summary));
         if let Err(error) = written {
+            // It is closed when there is room; whatever else is wrong there is the user's.
+            if expand::is_for_want_of_room(&error) {
+                return Err(error);
+            }
             tracing::warn!(batch = %self.id, "the summary of {} could not be written: {error:#}", self.id);
         }
         let reason = format!(
@@ -414,7 +418,7 @@ impl Batch {
         self.find_unreleased(brain)?;
         self.warn_of_lost(brain);
         for name in brain.rig.list(Place::Quarantine)?.names {
-            self.quarantined(name);
+            self.quarantined(brain, name)?;
         }
         Ok(())
     }

@@ -180,6 +180,16 @@ impl Context {
         }
     }
 
+    /// Watches what lies now where the watched directories were.
+    pub(crate) fn watch_again(&mut self) {
+        if let Some(watcher) = &mut self.watcher
+            && let Err(error) = watcher.watch_again()
+            && !std::mem::replace(&mut self.polling, true)
+        {
+            tracing::warn!("{error}; directories are read every second instead");
+        }
+    }
+
     /// Ends [`Context::watch_batch`].
     pub(crate) fn unwatch_batch(&mut self, batch: &str) {
         if let Some(watcher) = &mut self.watcher {

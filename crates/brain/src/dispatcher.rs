@@ -1,9 +1,11 @@
 //! The loop: one closed set of events in, everything that follows from them done, then sleep
 //! until the next event or the next thing that is due.
 
+mod archived;
 mod complaint;
 mod log_level;
 mod operator;
+mod own_dirs;
 mod wakes;
 
 use std::collections::BTreeMap;
@@ -37,6 +39,7 @@ use crate::monitor;
 use crate::notify;
 use crate::outlook::Teller;
 use crate::place::Placer;
+use crate::retention::{self, Retention};
 use crate::stuck;
 
 use complaint::Complaint;
@@ -60,6 +63,8 @@ const STORE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) enum Event {
     /// A directory changed.
     Wake(Wake),
+    /// The archive's thread has done something.
+    Retention(retention::Done),
     /// A worker exited.
     ChildExited,
     /// Somebody wants the brain to end.
@@ -72,6 +77,7 @@ pub(crate) struct Dispatcher {
     brain: Context,
     batches: BTreeMap<String, Batch>,
     attempts: Attempts,
+    retention: Retention,
     agents: Agents,
     placer: Placer,
     stuck: stuck::Watch,
@@ -87,6 +93,8 @@ pub(crate) struct Dispatcher {
     rescan: bool,
     complaints: BTreeMap<&'static str, Complaint>,
     unopened: Vec<FileName>,
+    /// A directory of the rig is a link, and nothing is done: which one.
+    linked: Option<String>,
     at_once: bool,
     next: Due,
 }
@@ -103,6 +111,7 @@ struct Due {
     late: Instant,
     store: Instant,
     sweep: Instant,
+    dirs: Instant,
 }
 
 impl Dispatcher {
@@ -110,6 +119,7 @@ impl Dispatcher {
     pub(crate) fn new(
         brain: Context,
         attempts: Attempts,
+        retention: Retention,
         events: Receiver<Event>,
         levels: rigor_telemetry::LevelHandle,
     ) -> Dispatcher {
@@ -118,6 +128,7 @@ impl Dispatcher {
             brain,
             batches: BTreeMap::new(),
             attempts,
+            retention,
             agents: Agents::default(),
             placer: Placer::default(),
             stuck: stuck::Watch::default(),
@@ -133,6 +144,7 @@ impl Dispatcher {
             rescan: false,
             complaints: BTreeMap::new(),
             unopened: Vec::new(),
+            linked: None,
             at_once: false,
             next: Due {
                 agents: now,
@@ -144,6 +156,7 @@ impl Dispatcher {
                 late: now,
                 store: now,
                 sweep: now,
+                dirs: now,
             },
         }
     }
@@ -173,8 +186,9 @@ impl Dispatcher {
         }
         if self.at_once {
             // As if the brain had died: what it runs is killed and queued again, uncharged.
-            self.recover_own(lock)?;
+            self.attempts.recover_own(&self.brain, lock)?;
         } else {
+            self.retention.end();
             self.attempts.reap(&mut self.brain)?;
         }
         let (done, failed) = self.attempts.counts;
@@ -182,7 +196,8 @@ impl Dispatcher {
             "Brain shutting down - completed {done}, failed {failed}; batches that stay active: {}",
             self.batches.len()
         );
-        self.beat(Health::Draining)
+        self.stopping = true;
+        self.beat()
     }
 
     /// Takes everything from disk.
@@ -194,7 +209,7 @@ impl Dispatcher {
         self.brain.watch(&rig.dir(Place::Quarantine));
         self.brain.watch(&rig.signals_dir(BRAIN));
         self.brain.watch(&rig.dir(Place::Processing(BRAIN)));
-        self.recover_own(lock)?;
+        self.attempts.recover_own(&self.brain, lock)?;
         self.brain.rescan()?;
         self.placer.restore(&mut self.brain)?;
         self.unopened = rig.list(Place::Processing(BRAIN))?.names;
@@ -223,35 +238,12 @@ impl Dispatcher {
         }
     }
 
-    /// What an earlier brain was running itself when it died.
-    fn recover_own(&mut self, lock: &ComponentLock) -> Result<()> {
-        let limits = rigor_exec::recovery::RecoveryLimits {
-            grace: self.brain.config.timing.grace,
-            uncharged_attempts: self.brain.config.limits.uncharged_attempts,
-            durability: self.brain.durability,
-        };
-        let recovered = rigor_exec::recovery::recover(
-            &self.brain.rig,
-            BRAIN,
-            lock,
-            self.attempts.containment(),
-            limits,
-            "the brain died",
-        )?;
-        if recovered.requeued.len() + recovered.adopted.len() > 0 {
-            tracing::warn!(
-                "The brain had died: requeued {} of its own, adopted {}, killed processes: {}",
-                count(recovered.requeued.len(), "task"),
-                count(recovered.adopted.len(), "result"),
-                recovered.killed
-            );
-        }
-        Ok(())
-    }
-
     /// Does all that is due, and returns when the next thing is. Each part stands alone: a full
     /// disk or a lane that cannot be written is said, and the other parts go on.
     fn step(&mut self, now: Instant) -> Instant {
+        if !self.owns_dirs(now) {
+            return self.beat_alone(now);
+        }
         self.rescan |= self.brain.polling && now >= self.next.poll;
         if self.rescan {
             let done = self.part("read the lanes again", |this| this.brain.rescan());
@@ -264,11 +256,13 @@ impl Dispatcher {
             this.attempts.reap(&mut this.brain)
         });
         self.signalled |= self.level.until.is_some_and(|until| until <= now);
-        if std::mem::take(&mut self.signalled) {
-            self.signalled = !self.part("read signals", Self::take_signals);
-        }
+        // First what was submitted: a signal may be about it.
         if !self.stopping {
             self.part("claim", |this| this.claim(now));
+        }
+        if std::mem::take(&mut self.signalled) {
+            let done = self.part("obey signals", Self::take_signals);
+            self.signalled |= !done;
         }
         if now >= self.next.late {
             self.next.late = now + LATE_EVERY;
@@ -279,7 +273,7 @@ impl Dispatcher {
             self.part("compare with the lanes", Self::reconcile);
             self.next.poll = next_poll(now);
         }
-        let mut due = self.advance(now);
+        let mut due = self.advance(now).min(self.archive(now));
         if now >= self.next.agents {
             self.next.agents = now + self.brain.config.timing.lock_poll;
             let containment = self.attempts.containment().clone();
@@ -301,12 +295,7 @@ impl Dispatcher {
         }
         if now >= self.next.beat {
             self.next.beat = now + self.brain.config.timing.heartbeat_every;
-            let health = if self.stopping {
-                Health::Draining
-            } else {
-                Health::Healthy
-            };
-            self.part("write the heartbeat", |this| this.beat(health));
+            self.part("write the heartbeat", |this| this.beat());
         }
         if now >= self.next.monitor {
             self.next.monitor = now + self.brain.config.timing.monitor_every;
@@ -400,6 +389,13 @@ impl Dispatcher {
         if self.complaints.entry(what).or_default().fails(message, now) {
             tracing::error!("The brain cannot {what}: {message}; trying again");
         }
+    }
+
+    /// What fails now, for the heartbeat.
+    fn failing(&self) -> Option<String> {
+        let mut failing = self.complaints.iter().filter(|(_, it)| it.is_failing());
+        let (what, complaint) = failing.next()?;
+        Some(format!("cannot {what}: {}", complaint.message()))
     }
 
     /// It worked.
@@ -526,16 +522,16 @@ impl Dispatcher {
         due
     }
 
-    fn or_say(&self, what: &str, result: Result<()>) {
-        if let Err(error) = result {
-            tracing::error!("{what}: {error:#}");
-        }
-    }
-
-    fn beat(&mut self, health: Health) -> Result<()> {
+    fn beat(&mut self) -> Result<()> {
         self.beats += 1;
+        let health = match &self.linked {
+            Some(_) => Health::Quarantined,
+            None if self.stopping => Health::Draining,
+            None => Health::Healthy,
+        };
         let (completed, failed) = self.attempts.counts;
         let heartbeat = Heartbeat {
+            health_reason: self.linked.clone().or_else(|| self.failing()),
             completed,
             failed,
             running: self.attempts.activity(&self.brain.rig),

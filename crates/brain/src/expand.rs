@@ -31,6 +31,46 @@ pub(crate) struct NewTask {
     pub spec: TaskSpec,
 }
 
+/// Why there are no task files.
+#[derive(Debug)]
+pub(crate) enum NotMade {
+    /// There never will be; for the user.
+    Never(String),
+    /// Something is in the way that has nothing to do with the plan, a full disk say.
+    NotNow(anyhow::Error),
+}
+
+impl NotMade {
+    fn never(error: impl std::fmt::Display) -> NotMade {
+        NotMade::Never(format!("{error:#}"))
+    }
+
+    /// What writing into the batch's folder came to: a full disk is waited for.
+    fn writing(error: anyhow::Error) -> NotMade {
+        if is_for_want_of_room(&error) {
+            NotMade::NotNow(error)
+        } else {
+            NotMade::never(error)
+        }
+    }
+}
+
+/// Whether the disk was full.
+pub(crate) fn is_for_want_of_room(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        let queue = cause.downcast_ref::<rigor_queue::QueueError>();
+        let own = cause
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind);
+        queue.and_then(rigor_queue::QueueError::io_kind).or(own)
+    };
+    error
+        .chain()
+        .any(|cause| matches!(kind(cause), Some(StorageFull | QuotaExceeded)))
+}
+
 /// The plan of a submission, checked again: the rig may have changed since. The error shows every
 /// problem as a compiler does.
 pub(crate) fn parse(
@@ -61,20 +101,20 @@ pub(crate) fn parse(
     })
 }
 
-/// The task files of a task: one, or one for each item. The error is for the user.
+/// The task files of a task: one, or one for each item.
 pub(crate) fn make(
     brain: &mut Context,
     batch: &Batch,
     task: usize,
-) -> Result<Vec<NewTask>, String> {
+) -> Result<Vec<NewTask>, NotMade> {
     let plan_task = &batch.plan.tasks[task];
     let vars = vars(batch);
-    let source = rigor_plan::foreach_source(plan_task, &vars).map_err(|error| error.to_string())?;
+    let source = rigor_plan::foreach_source(plan_task, &vars).map_err(NotMade::never)?;
     let items: Vec<Option<Item>> = match source {
         None => vec![None],
         Some(source) => {
-            let items = read_items(&source, &batch.plan_dir, batch.limit())
-                .map_err(|error| format!("{error:#}"))?;
+            let items =
+                read_items(&source, &batch.plan_dir, batch.limit()).map_err(NotMade::never)?;
             let groups = rigor_plan::group(items, plan_task.batch_size);
             groups.into_iter().map(Some).collect()
         }
@@ -88,9 +128,11 @@ pub(crate) fn make_split(
     batch: &Batch,
     task: usize,
     group: &TaskSpec,
-) -> Result<Vec<NewTask>, String> {
-    let item = group.item.as_ref().ok_or("it has no items")?;
-    let values = item.value.as_array().ok_or("its items are no list")?;
+) -> Result<Vec<NewTask>, NotMade> {
+    let item = group.item.as_ref();
+    let item = item.ok_or_else(|| NotMade::never("it has no items"))?;
+    let values = item.value.as_array();
+    let values = values.ok_or_else(|| NotMade::never("its items are no list"))?;
     // Groups of one: the command sees a list still, as it expects.
     let items = item
         .members
@@ -112,23 +154,22 @@ fn instances(
     batch: &Batch,
     task: &PlanTask,
     items: Vec<Option<Item>>,
-) -> Result<Vec<NewTask>, String> {
+) -> Result<Vec<NewTask>, NotMade> {
     let vars = vars(batch);
     let first = brain
         .sequence
         .take(items.len() as u64)
-        .map_err(|error| error.to_string())?;
-    let model = brain.model_for(task)?;
+        .map_err(|error| NotMade::NotNow(error.into()))?;
+    let model = brain.model_for(task).map_err(NotMade::Never)?;
     let mut made = Vec::with_capacity(items.len());
     for (sequence, item) in (first..).zip(&items) {
         let mut spec = rigor_plan::instantiate(&batch.plan, task, item.as_ref(), &vars)
-            .map_err(|error| error.to_string())?;
+            .map_err(NotMade::never)?;
         spec.model.clone_from(&model);
         spec.plan.clone_from(&batch.spec().plan);
         if let Some(group) = item.as_ref().filter(|item| !item.members.is_empty()) {
             let path = rigor_plan::items_file(&batch.batch_dir, &spec.name);
-            write_file(&path, group.value.to_string().as_bytes())
-                .map_err(|error| format!("{error:#}"))?;
+            write_file(&path, group.value.to_string().as_bytes()).map_err(NotMade::writing)?;
         }
         let name = FileName::first(spec.priority, sequence, spec.shape(), spec.id);
         brain.learn_shape(name.shape, &spec);

@@ -20,6 +20,7 @@ mod notify;
 mod outlook;
 mod place;
 mod replay;
+mod retention;
 mod signals;
 mod stuck;
 mod summary;
@@ -43,6 +44,7 @@ use crate::attempts::Attempts;
 use crate::context::Context;
 use crate::dispatcher::{Dispatcher, Event};
 use crate::journal::Journal;
+use crate::retention::Retention;
 
 /// The placement journal is set aside at this size; one line is some 3 kB on a rig of 8 GPUs.
 const PLACEMENT_BYTES: u64 = 16 << 20;
@@ -93,7 +95,7 @@ pub fn main(args: Args) -> ExitCode {
 }
 
 fn start(args: &Args) -> Result<()> {
-    let config = Config::load(&args.rig)?;
+    let (config, text) = Config::load_with_text(&args.rig)?;
     let rig = Rig::open(&args.rig)?;
     let lock = ComponentLock::take(&rig, BRAIN, LOCK_PATIENCE)?;
     let options = Options {
@@ -106,6 +108,7 @@ fn start(args: &Args) -> Result<()> {
     };
     let guard = rigor_telemetry::init(&options)?;
     rigor_telemetry::install_panic_hook("Brain");
+    keep_settings(&rig, &text);
     let result = run(rig, config, &lock, guard.levels());
     if let Err(error) = &result {
         rigor_telemetry::log_crash("Brain", error.as_ref(), error.backtrace());
@@ -113,6 +116,16 @@ fn start(args: &Args) -> Result<()> {
     drop(lock);
     drop(guard);
     result
+}
+
+/// Keeps the rig.toml that this brain runs with: commands that look or stop go on working by it
+/// while somebody has broken the file itself.
+fn keep_settings(rig: &Rig, text: &str) {
+    // The file may hold secrets: a file that is made anew is its owner's alone.
+    let kept = rigor_queue::submit::replace_file(&rig.settings_copy(), text.as_bytes(), false);
+    if let Err(error) = kept {
+        tracing::warn!("The rig.toml that the brain runs with could not be kept: {error}");
+    }
 }
 
 fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> Result<()> {
@@ -132,6 +145,8 @@ fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> R
             None
         }
     };
+    let retention = Retention::start(&rig, &config.retention, durability, sender.clone())
+        .context("start a thread")?;
     let _signals = signals::listen(sender)?;
     let containment = Containment::detect(&config.rig.id);
     let worker = rigor_exec::find_worker()?;
@@ -166,5 +181,5 @@ fn run(rig: Rig, config: Config, lock: &ComponentLock, levels: LevelHandle) -> R
         watcher,
     );
     let attempts = Attempts::new(containment, worker, slots);
-    Dispatcher::new(brain, attempts, events, levels).run(lock)
+    Dispatcher::new(brain, attempts, retention, events, levels).run(lock)
 }

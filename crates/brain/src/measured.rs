@@ -34,9 +34,13 @@ impl Measured {
         let path = rig.brain_dir().join("measured.json");
         let entries = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                let kept = path.with_extension("json.unread");
+                // What cannot be kept is only measured anew.
+                let _ = std::fs::rename(&path, &kept);
                 tracing::warn!(
-                    "{} cannot be read ({error}); measuring anew",
-                    path.display()
+                    "{} cannot be read ({error}): it is kept as {}; measuring anew",
+                    path.display(),
+                    kept.display()
                 );
                 Measurements::default()
             }),

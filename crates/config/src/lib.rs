@@ -4,6 +4,7 @@
 //! each with its line and what to write instead. [`render`] writes the commented file that
 //! `rigor init` leaves. Users read `docs/configuration.md`.
 
+mod age;
 mod model;
 mod notify;
 mod parse;
@@ -19,6 +20,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use age::parse_age;
 pub use model::{Model, ModelKind, Serving};
 pub use notify::{Notify, NotifyEvent};
 pub use problem::{ConfigError, Problem, UnknownName, nearest};
@@ -55,6 +57,8 @@ pub struct Config {
     pub timing: Timing,
     /// `[stuck]`.
     pub stuck: Stuck,
+    /// `[retention]`.
+    pub retention: Retention,
     /// `[log]`.
     pub log: Log,
     /// `[notify]`; none: nobody is told anything.
@@ -145,6 +149,12 @@ pub struct Limits {
     pub script_slots: Option<u32>,
     /// Bytes kept of an attempt's output.
     pub output_cap_bytes: u64,
+    /// Processes and threads of one attempt at once.
+    pub processes: u32,
+    /// Main memory of one attempt, bytes; none: most of the machine's.
+    pub memory_bytes: Option<u64>,
+    /// The size of each file that an attempt's command writes, bytes; none: not limited.
+    pub file_size_bytes: Option<u64>,
     /// Attempts of a task that may end through no fault of its own before it fails.
     pub uncharged_attempts: u32,
 }
@@ -185,6 +195,15 @@ pub struct Stuck {
     pub abort_after: Option<Duration>,
 }
 
+/// `[retention]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// A batch that has been over for this long is archived.
+    pub compact_after: Duration,
+    /// An archived batch that ended this long ago is removed; none: never.
+    pub keep: Option<Duration>,
+}
+
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
@@ -201,6 +220,11 @@ impl Config {
     /// The file is missing or unreadable, holds literal secrets that every user can read, or
     /// has mistakes: then all of them are in the error.
     pub fn load(rig_dir: &Path) -> Result<Config, ConfigError> {
+        Config::load_with_text(rig_dir).map(|(config, _)| config)
+    }
+
+    /// As [`load`](Config::load), with the text of the file too.
+    pub fn load_with_text(rig_dir: &Path) -> Result<(Config, String), ConfigError> {
         let named = rig_dir.join(FILE_NAME);
         let read = |source| ConfigError::Read {
             path: named.clone(),
@@ -234,7 +258,22 @@ impl Config {
         if literal && mode & READABLE_BY_OTHERS != 0 {
             return Err(ConfigError::SecretsExposed { path, mode });
         }
-        Ok(config)
+        Ok((config, text))
+    }
+
+    /// Reads and checks a copy of `rig_dir/rig.toml` that lies elsewhere. Relative paths in it start
+    /// at `rig_dir` all the same.
+    ///
+    /// # Errors
+    /// The copy is missing or unreadable, or has mistakes.
+    pub fn load_copy(rig_dir: &Path, copy: &Path) -> Result<Config, ConfigError> {
+        let read = |source| ConfigError::Read {
+            path: copy.to_owned(),
+            source,
+        };
+        let dir = rig_dir.canonicalize().map_err(read)?;
+        let text = std::fs::read_to_string(copy).map_err(read)?;
+        Config::parse(&text, &dir.join(FILE_NAME))
     }
 
     /// Checks the text of a rig.toml. `path` is where it lies: messages name it, and relative

@@ -15,7 +15,7 @@ use crate::secret::{Secret, SecretText};
 use crate::section::{Section, Source, kind};
 use crate::{
     Config, CpuAgent, Durability, Gpu, Limits, Log, Model, ModelKind, Nvml, RESERVED_AGENT_NAMES,
-    Rig, Runtime, Stuck, Timing,
+    Retention, Rig, Runtime, Stuck, Timing,
 };
 
 /// Above the ports that only root may take.
@@ -99,6 +99,7 @@ fn config(root: &Section<'_, '_>, source: &Source<'_>, path: &Path) -> Config {
         limits: limits(&root.table("limits")),
         timing: timing(&root.table("timing")),
         stuck: stuck(&root.table("stuck")),
+        retention: retention(&root.table("retention")),
         log: log(&root.table("log")),
         notify: notify::notify(&root.table("notify")),
         secrets: secrets(&root.table("secrets"), source, rig_dir),
@@ -280,6 +281,9 @@ fn nvml(section: &Section<'_, '_>, rig_dir: &Path) -> Nvml {
 
 fn limits(section: &Section<'_, '_>) -> Limits {
     const MB: u64 = 1_000_000;
+    /// Linux never has more (PID_MAX_LIMIT).
+    const PROCESSES_MAX: u32 = 4_194_304;
+    const MEMORY_MIN: u64 = 16 * MB;
     let limits = Limits {
         temperature_c: section
             .number("temperature_c", 30..=120, "degrees Celsius")
@@ -291,10 +295,21 @@ fn limits(section: &Section<'_, '_>) -> Limits {
             .unwrap_or_else(cpus),
         script_slots: section.number("script_slots", 1..=SLOTS_MAX, "slots"),
         output_cap_bytes: section.size("output_cap").unwrap_or(10 * MB),
+        processes: section
+            .number("processes", 16..=PROCESSES_MAX, "processes and threads")
+            .unwrap_or(10_000),
+        memory_bytes: section.size("memory"),
+        file_size_bytes: section.size("file_size"),
         uncharged_attempts: section
             .number("uncharged_attempts", 0..=10_000, "attempts")
             .unwrap_or(10),
     };
+    if limits.memory_bytes.is_some_and(|bytes| bytes < MEMORY_MIN) {
+        section.problem(
+            "memory",
+            "`memory` must be at least \"16MB\": a shell alone needs some of it",
+        );
+    }
     section.refuse_unknown_keys();
     limits
 }
@@ -357,6 +372,26 @@ fn stuck(section: &Section<'_, '_>) -> Stuck {
     };
     section.refuse_unknown_keys();
     stuck
+}
+
+fn retention(section: &Section<'_, '_>) -> Retention {
+    let retention = Retention {
+        compact_after: section
+            .age("compact_after")
+            .unwrap_or(Duration::from_secs(60 * 60)),
+        keep: section.age("keep"),
+    };
+    if retention
+        .keep
+        .is_some_and(|keep| keep < retention.compact_after)
+    {
+        section.problem(
+            "keep",
+            "`keep` must not be shorter than `compact_after`: only what is archived is removed",
+        );
+    }
+    section.refuse_unknown_keys();
+    retention
 }
 
 fn log(section: &Section<'_, '_>) -> Log {

@@ -122,6 +122,9 @@ const DEFAULTS: &str = r#"
 # cpu_slots = 8                # of each agent; the number of CPUs by default
 # script_slots = 2             # script tasks at once on a GPU; by default as many as its memory holds
 # output_cap = "10MB"          # kept of an attempt's output
+# processes = 10000            # of an attempt at once, threads too
+# memory = "24GB"              # of an attempt; nine tenths of the machine's by default
+# file_size = "50GB"           # of each file that an attempt writes; not limited by default
 # uncharged_attempts = 10      # attempts that end through no fault of the task before it fails
 
 [timing]
@@ -140,6 +143,10 @@ const DEFAULTS: &str = r#"
 
 [stuck]
 # abort_after = "30m"          # abort a task that has been stuck this long; never by default
+
+[retention]
+# compact_after = "1h"         # a batch that has been over for this long is archived: a few files instead of several for each task
+# keep = "90d"                 # an archived batch is removed this long after its end; kept for ever by default
 
 [log]
 # max_size = "100MB"

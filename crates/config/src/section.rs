@@ -266,6 +266,24 @@ impl<'s, 'i> Section<'s, 'i> {
         accepted
     }
 
+    /// As [`Section::duration`], also in days.
+    pub(crate) fn age(&self, key: &'static str) -> Option<Duration> {
+        const EXPECTED: &str = "a duration such as \"30d\", \"12h\" or \"1h 30m\"";
+        let value = self.value(key)?;
+        let DeValue::String(text) = value.get_ref() else {
+            self.wrong_type(key, value.get_ref(), EXPECTED);
+            return None;
+        };
+        let accepted = crate::parse_age(text);
+        if accepted.is_none() {
+            self.problem(
+                key,
+                format!("`{key}` must be {EXPECTED} and above zero, not \"{text}\""),
+            );
+        }
+        accepted
+    }
+
     /// A size in bytes: "10MB" is ten million, "10MiB" is 10 x 1024 x 1024.
     pub(crate) fn size(&self, key: &'static str) -> Option<u64> {
         const EXPECTED: &str = "a size such as \"10MB\" or \"512KiB\"";

@@ -120,6 +120,25 @@ lock_poll = "0s"
     );
 }
 
+#[test]
+fn what_an_attempt_may_take_has_bounds() {
+    let limits = |text: &str| parse(&format!("[limits]\n{text}\n"));
+    let none = limits("").unwrap().limits;
+    assert_eq!((none.processes, none.memory_bytes), (10_000, None));
+    let some = limits("processes = 64\nmemory = \"2GiB\"\nfile_size = \"1MB\"");
+    let some = some.unwrap().limits;
+    assert_eq!(some.processes, 64);
+    assert_eq!(some.memory_bytes, Some(2 << 30));
+    assert_eq!(some.file_size_bytes, Some(1_000_000));
+    refused(
+        "[limits]\nprocesses = 2\nmemory = \"1MB\"\n",
+        &[
+            "2: `processes` must be a whole number from 16 to 4194304 (processes and threads), not 2",
+            "3: `memory` must be at least \"16MB\": a shell alone needs some of it",
+        ],
+    );
+}
+
 /// A prompt that names no model would be answered with a vector.
 #[test]
 fn an_embedding_model_is_no_gpus_default() {
@@ -563,7 +582,10 @@ fn the_defaults_in_the_comments_are_the_defaults() {
     expected.limits.power_w = Some(250);
     expected.limits.cpu_slots = 8;
     expected.limits.script_slots = Some(2);
+    expected.limits.memory_bytes = Some(24_000_000_000);
+    expected.limits.file_size_bytes = Some(50_000_000_000);
     expected.stuck.abort_after = Some(Duration::from_secs(1800));
+    expected.retention.keep = Some(Duration::from_secs(90 * 24 * 3600));
     expected.notify = Some(Notify {
         command: vec![
             "bash".into(),

@@ -1,33 +1,35 @@
-//! A cgroup v2 for each attempt.
+//! The cgroups of an attempt: made, emptied, removed.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Access;
 
 use crate::containment::End;
 use crate::error::ExecError;
+use crate::hierarchy;
 
-/// Where `rigor-<rig_id>` can be made, below this process's own cgroup, if that is possible and
-/// processes may be moved there.
-pub(crate) fn prepare(rig_id: &str) -> Option<PathBuf> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let base = own_cgroup(&mountinfo, &own)?;
-    let path = base.join(format!("rigor-{rig_id}"));
-    create(&path).ok()?;
-    // The kernel asks for write access to `cgroup.procs` of the target and of the common ancestor,
-    // which is the cgroup that this process is in.
-    let writable =
-        |dir: &Path| rustix::fs::access(dir.join("cgroup.procs"), Access::WRITE_OK).is_ok();
-    let usable = writable(&base) && writable(&path);
-    // It is made again with the first attempt; with attempts in it, it stays.
-    let _ = fs::remove_dir(&path);
-    usable.then_some(path)
+/// Below the version 2 cgroup of an attempt: where its worker is, and where its command is, which
+/// alone is limited. (No cgroup whose children are limited may have processes itself.)
+pub(crate) const WORKER: &str = "worker";
+pub(crate) const COMMAND: &str = "command";
+
+/// Makes the version 2 cgroup of an attempt and those below it, with those controllers.
+pub(crate) fn create_tree(path: &Path, controllers: &[&'static str]) -> Result<(), ExecError> {
+    create(path)?;
+    for dir in [path.parent(), Some(path)].into_iter().flatten() {
+        if hierarchy::enable(dir, controllers).len() < controllers.len() {
+            let source = io::Error::other(format!("not all of {controllers:?} can be enabled"));
+            return Err(ExecError::io("enable controllers in", dir)(source));
+        }
+    }
+    create(&path.join(WORKER))?;
+    create(&path.join(COMMAND))
 }
 
 /// Makes the cgroup of an attempt, and that of the rig around it; one that exists will do.
@@ -69,14 +71,47 @@ pub(crate) fn cpu_time(path: &Path) -> Option<Duration> {
 pub(crate) fn remove_if_empty(path: &Path) -> Result<bool, ExecError> {
     // The kernel refuses with EBUSY while a process lives in it or a cgroup below it is left;
     // zombies do not count.
-    match fs::remove_dir(path) {
-        Ok(()) => {
-            remove_parent(path);
-            Ok(true)
+    for dir in [&path.join(COMMAND), &path.join(WORKER), path] {
+        match fs::remove_dir(dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => return Ok(false),
+            Err(error) => return Err(ExecError::io("remove cgroup", dir)(error)),
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
-        Err(error) => Err(ExecError::io("remove cgroup", path)(error)),
+    }
+    remove_parent(path);
+    Ok(true)
+}
+
+/// Kills all in a cgroup of version 1, one by one, and removes it.
+pub(crate) fn clear(path: &Path, deadline: Instant) -> Result<End, ExecError> {
+    /// Between two looks.
+    const PAUSE: Duration = Duration::from_millis(2);
+    let mut hit = HashSet::new();
+    loop {
+        let busy = match remove_tree(path) {
+            Ok(()) => false,
+            Err(ExecError::Io { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
+                true
+            }
+            Err(error) => return Err(error),
+        };
+        if !busy {
+            remove_parent(path);
+            return Ok(End {
+                killed: hit.len(),
+                ..End::default()
+            });
+        }
+        hit.extend(kill_members(path)?);
+        if Instant::now() >= deadline {
+            return Ok(End {
+                killed: 0,
+                failed: true,
+                survivors: members(path)?,
+            });
+        }
+        thread::sleep(PAUSE);
     }
 }
 
@@ -108,31 +143,33 @@ pub(crate) fn kill(path: &Path, deadline: Instant) -> Result<End, ExecError> {
     })
 }
 
-fn kill_all(path: &Path) -> Result<(), ExecError> {
+pub(crate) fn kill_all(path: &Path) -> Result<(), ExecError> {
     let kill = path.join("cgroup.kill");
     match fs::write(&kill, "1") {
         Ok(()) => Ok(()),
         // Kernels before 5.14 have no `cgroup.kill`: one by one, and again by the caller's loop.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            for pid in members(path)? {
-                let Some(pid) = rustix::process::Pid::from_raw(pid as i32) else {
-                    continue;
-                };
-                let Ok(handle) =
-                    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-                else {
-                    continue;
-                };
-                // The handle is opened, then membership is read again: a reused pid is not hit.
-                if members(path)?.contains(&(pid.as_raw_nonzero().get() as u32)) {
-                    let _ =
-                        rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL);
-                }
-            }
-            Ok(())
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => kill_members(path).map(drop),
         Err(error) => Err(ExecError::io("write", &kill)(error)),
     }
+}
+
+/// Kills the members of a cgroup one by one; who they were.
+fn kill_members(path: &Path) -> Result<Vec<u32>, ExecError> {
+    let all = members(path)?;
+    for one in &all {
+        let Some(pid) = rustix::process::Pid::from_raw(*one as i32) else {
+            continue;
+        };
+        let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
+        else {
+            continue;
+        };
+        // The handle is opened, then membership is read again: a reused pid is not hit.
+        if members(path)?.contains(one) {
+            let _ = rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL);
+        }
+    }
+    Ok(all)
 }
 
 /// Waits a while for the cgroup to be empty; the kernel reports a change of `cgroup.events` as an
@@ -211,36 +248,6 @@ fn subdirs(path: &Path) -> Result<Vec<PathBuf>, ExecError> {
     Ok(dirs)
 }
 
-/// Where this process's own cgroup v2 is mounted, from the texts of /proc/self/mountinfo and
-/// /proc/self/cgroup (proc_pid_mountinfo(5), cgroups(7)).
-fn own_cgroup(mountinfo: &str, own: &str) -> Option<PathBuf> {
-    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    mountinfo.lines().find_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        if file_system.split(' ').next() != Some("cgroup2") {
-            return None;
-        }
-        let mut fields = mount.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        let below = Path::new(own).strip_prefix(root).ok()?;
-        Some(Path::new(&unescape(point)).join(below))
-    })
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ]
-    .into_iter()
-    .fold(text.to_owned(), |text, (code, plain)| {
-        text.replace(code, plain)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,31 +263,5 @@ mod tests {
         };
         assert_eq!(stat(0), None);
         assert_eq!(stat(1500), Some(Duration::from_micros(1500)));
-    }
-
-    #[test]
-    fn the_mount_is_found_where_it_is() {
-        let unified =
-            "24 30 0:22 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
-        let hybrid = "37 31 0:34 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n\
-                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
-        let scope = "8:pids:/\n0::/user.slice/user-1000.slice/rigor.scope\n";
-        assert_eq!(
-            own_cgroup(unified, scope),
-            Some("/sys/fs/cgroup/user.slice/user-1000.slice/rigor.scope".into())
-        );
-        assert_eq!(
-            own_cgroup(hybrid, "0::/\n"),
-            Some("/sys/fs/cgroup/unified/".into())
-        );
-        // A container sees a part of the tree: what is mounted is not the root.
-        let part = "50 40 0:22 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw";
-        assert_eq!(
-            own_cgroup(part, "0::/docker/abc/x\n"),
-            Some("/sys/fs/cgroup/x".into())
-        );
-        assert_eq!(own_cgroup(part, "0::/elsewhere\n"), None);
-        assert_eq!(own_cgroup("", "0::/\n"), None);
-        assert_eq!(own_cgroup(unified, "3:cpu:/\n"), None);
     }
 }

@@ -5,15 +5,25 @@
 //! inherit, by their parents and by their sessions; a process that clears its environment *and*
 //! loses its parents *and* starts a session of its own after its worker was killed escapes that
 //! tier. (While the worker lives nothing escapes: orphans become its children.)
+//!
+//! Limits on processes and memory are held by cgroups alone: of version 2 where its controllers are
+//! to be had, else of version 1. RLIMIT_NPROC counts all processes of a user and does not bind root,
+//! RLIMIT_AS counts addresses and not memory, so neither stands in for them. The size of files is
+//! limited by RLIMIT_FSIZE everywhere.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rigor_queue::name::TaskId;
 
 use crate::cgroup;
 use crate::error::ExecError;
+use crate::groups::Groups;
+use crate::hierarchy::{self, Controller, Found, MEMORY, PIDS};
+use crate::limits::{self, Limits};
 use crate::process_tree;
 
 /// How attempts are contained on this machine.
@@ -21,6 +31,8 @@ use crate::process_tree;
 pub struct Containment {
     rig_id: String,
     tier: Tier,
+    processes: Option<Controller>,
+    memory: Option<Controller>,
 }
 
 /// The means of containment.
@@ -50,14 +62,28 @@ impl Containment {
     /// Finds the best tier on this machine. `rig_id` names the cgroups and the cookie; it must be
     /// the same in all programs of a rig.
     pub fn detect(rig_id: &str) -> Containment {
-        let tier = match cgroup::prepare(rig_id) {
-            Some(path) => Tier::Cgroup { path },
-            None => Tier::Cookie,
-        };
-        Containment {
+        Containment::found(rig_id, "self").unwrap_or_else(|| Containment::cookie_only(rig_id))
+    }
+
+    /// The tier of a program of the rig that runs as `pid`; none where it cannot be looked at.
+    pub fn of_process(rig_id: &str, pid: u32) -> Option<Containment> {
+        Containment::found(rig_id, &pid.to_string())
+    }
+
+    fn found(rig_id: &str, process: &str) -> Option<Containment> {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let own = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+        let Found {
+            tree,
+            processes,
+            memory,
+        } = hierarchy::find(rig_id, &mountinfo, &own);
+        Some(Containment {
             rig_id: rig_id.to_owned(),
-            tier,
-        }
+            tier: tree.map_or(Tier::Cookie, |path| Tier::Cgroup { path }),
+            processes,
+            memory,
+        })
     }
 
     /// The tier that needs nothing from the machine.
@@ -65,7 +91,19 @@ impl Containment {
         Containment {
             rig_id: rig_id.to_owned(),
             tier: Tier::Cookie,
+            processes: None,
+            memory: None,
         }
+    }
+
+    /// What limits the number of processes; none: nothing does.
+    pub fn limits_processes(&self) -> Option<&Controller> {
+        self.processes.as_ref()
+    }
+
+    /// What limits memory; none: nothing does.
+    pub fn limits_memory(&self) -> Option<&Controller> {
+        self.memory.as_ref()
     }
 
     /// The tier.
@@ -82,21 +120,22 @@ impl Containment {
         grace: Duration,
     ) -> Result<usize, ExecError> {
         let deadline = Instant::now() + grace;
-        let mut killed = 0;
-        let (mut failed, mut survivors) = (false, Vec::new());
-        if let Some(path) = self.cgroup_of(id, attempt) {
-            let end = cgroup::kill(&path, deadline)?;
-            killed += end.killed;
-            (failed, survivors) = (end.failed, end.survivors);
+        let groups = self.groups(id, attempt);
+        let mut ends = Vec::new();
+        if let Some(path) = &groups.tree {
+            ends.push(cgroup::kill(path, deadline)?);
         }
         // Also with cgroups: the worker may not have joined its cgroup yet, and an agent that died
         // may have lived in another cgroup than this process.
-        let end = process_tree::kill(&self.cookie(id, attempt), deadline)?;
-        killed += end.killed;
-        survivors.extend(end.survivors);
-        if !failed && !end.failed {
+        ends.push(process_tree::kill(&self.cookie(id, attempt), deadline)?);
+        for path in groups.legacy() {
+            ends.push(cgroup::clear(path, deadline)?);
+        }
+        let killed = ends.iter().map(|end| end.killed).sum();
+        if !ends.iter().any(|end| end.failed) {
             return Ok(killed);
         }
+        let mut survivors: Vec<u32> = ends.into_iter().flat_map(|end| end.survivors).collect();
         survivors.sort_unstable();
         survivors.dedup();
         Err(ExecError::Unkillable {
@@ -109,18 +148,41 @@ impl Containment {
     /// CPU time that the attempt's cgroup has used; `None` in the tier without, and where the
     /// worker could not join it.
     pub(crate) fn cpu_time(&self, id: TaskId, attempt: u32) -> Option<Duration> {
-        cgroup::cpu_time(&self.cgroup_of(id, attempt)?)
+        cgroup::cpu_time(&self.groups(id, attempt).tree?)
     }
 
-    /// Makes the cgroup of an attempt; `None` in the tier without.
-    pub(crate) fn enter(&self, id: TaskId, attempt: u32) -> Result<Option<PathBuf>, ExecError> {
-        match self.cgroup_of(id, attempt) {
-            Some(path) => {
-                cgroup::create(&path)?;
-                Ok(Some(path))
+    /// Makes the groups of an attempt; those that limit for a command alone.
+    pub(crate) fn enter(
+        &self,
+        id: TaskId,
+        attempt: u32,
+        limits: Option<&Limits>,
+    ) -> Result<Groups, ExecError> {
+        let mut groups = self.groups(id, attempt);
+        let Some(limits) = limits else {
+            (groups.processes, groups.memory) = (None, None);
+            if let Some(tree) = &groups.tree {
+                cgroup::create_tree(tree, &[])?;
             }
-            None => Ok(None),
+            return Ok(groups);
+        };
+        if let Some(tree) = &groups.tree {
+            let unified = |of: &Option<Controller>| *of == Some(Controller::Unified);
+            let memory = unified(&self.memory).then_some(MEMORY);
+            let processes = unified(&self.processes).then_some(PIDS);
+            let controllers: Vec<&str> = memory.into_iter().chain(processes).collect();
+            cgroup::create_tree(tree, &controllers)?;
         }
+        for path in groups.legacy() {
+            cgroup::create(path)?;
+        }
+        if let (Some(group), Some(most)) = (&groups.processes, limits.processes) {
+            limits::limit_processes(group, most)?;
+        }
+        if let (Some(group), Some(most)) = (&groups.memory, limits.memory_max_bytes()) {
+            limits::limit_memory(group, most, limits.memory_bytes.is_none())?;
+        }
+        Ok(groups)
     }
 
     /// After a worker that ended in order, and so killed all its descendants: a cheap check that
@@ -131,10 +193,37 @@ impl Containment {
         attempt: u32,
         grace: Duration,
     ) -> Result<usize, ExecError> {
-        match self.cgroup_of(id, attempt) {
-            Some(path) if !cgroup::remove_if_empty(&path)? => self.kill_attempt(id, attempt, grace),
-            Some(_) | None => Ok(0),
+        let groups = self.groups(id, attempt);
+        let mut empty = true;
+        for path in groups.tree.as_deref().into_iter().chain(groups.legacy()) {
+            empty &= cgroup::remove_if_empty(path)?;
         }
+        if empty {
+            return Ok(0);
+        }
+        self.kill_attempt(id, attempt, grace)
+    }
+
+    /// The attempts that have groups.
+    pub fn attempts(&self) -> Vec<(TaskId, u32)> {
+        let mut found = BTreeMap::new();
+        for dir in self.rig_groups() {
+            // What cannot be read holds none that could be ended.
+            for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let parts = name.to_str().and_then(|name| name.split_once(".a"));
+                let Some((Ok(id), Ok(attempt))) =
+                    parts.map(|(id, attempt)| (id.parse::<TaskId>(), attempt.parse::<u32>()))
+                else {
+                    continue;
+                };
+                found.insert((id.as_u64(), attempt), id);
+            }
+        }
+        found
+            .into_iter()
+            .map(|((_, attempt), id)| (id, attempt))
+            .collect()
     }
 
     /// The value of the environment cookie of an attempt's processes.
@@ -142,11 +231,37 @@ impl Containment {
         format!("{}:{id}.a{attempt}", self.rig_id)
     }
 
-    fn cgroup_of(&self, id: TaskId, attempt: u32) -> Option<PathBuf> {
-        match &self.tier {
-            Tier::Cgroup { path } => Some(path.join(format!("{id}.a{attempt}"))),
+    /// Where an attempt's groups are or would be.
+    pub(crate) fn groups(&self, id: TaskId, attempt: u32) -> Groups {
+        let name = format!("{id}.a{attempt}");
+        let tree = match &self.tier {
+            Tier::Cgroup { path } => Some(path.join(&name)),
             Tier::Cookie => None,
+        };
+        let group = |controller: &Option<Controller>| match controller {
+            Some(Controller::Unified) => Some(tree.as_ref()?.join(cgroup::COMMAND)),
+            Some(Controller::Legacy { path }) => Some(path.join(&name)),
+            None => None,
+        };
+        Groups {
+            processes: group(&self.processes),
+            memory: group(&self.memory),
+            tree,
         }
+    }
+
+    /// The rig's own groups, in which those of its attempts are.
+    fn rig_groups(&self) -> impl Iterator<Item = &Path> {
+        let tree = match &self.tier {
+            Tier::Cgroup { path } => Some(path.as_path()),
+            Tier::Cookie => None,
+        };
+        let legacy = [&self.processes, &self.memory].into_iter().flatten();
+        let legacy = legacy.filter_map(|controller| match controller {
+            Controller::Legacy { path } => Some(path.as_path()),
+            Controller::Unified => None,
+        });
+        tree.into_iter().chain(legacy)
     }
 }
 
@@ -166,6 +281,21 @@ mod tests {
     use super::*;
     use std::fs;
 
+    /// Each looks by making the rig's group and removing it again.
+    #[test]
+    fn programs_that_start_at_once_find_the_same() {
+        let id = format!("at-once-{}", std::process::id());
+        let first = Containment::detect(&id);
+        let look = || (0..100).all(|_| Containment::detect(&id).tier() == first.tier());
+        let all_same = std::thread::scope(|scope| {
+            let others: Vec<_> = (0..4).map(|_| scope.spawn(look)).collect();
+            others
+                .into_iter()
+                .all(|other| other.join().expect("it ends"))
+        });
+        assert!(all_same, "not all found {}", first.tier());
+    }
+
     /// A directory of files stands in for a cgroup whose process hangs in the kernel.
     #[test]
     fn a_tree_that_does_not_die_is_an_error_with_its_pids() {
@@ -175,6 +305,8 @@ mod tests {
             tier: Tier::Cgroup {
                 path: dir.path().to_owned(),
             },
+            processes: None,
+            memory: None,
         };
         let id = TaskId::derive("b", "t", None);
         let cgroup = dir.path().join(format!("{id}.a1"));

@@ -11,11 +11,12 @@ use rigor_queue::claim::Held;
 use rigor_queue::name::FileName;
 use rigor_queue::record::FailureKind;
 use rigor_queue::rig::Rig;
-use rigor_queue::task::TaskSpec;
+use rigor_queue::task::{TaskSpec, Work};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::containment::Containment;
 use crate::error::ExecError;
+use crate::limits::Limits;
 use crate::oom;
 use crate::worker_args::WorkerArgs;
 
@@ -46,6 +47,8 @@ pub struct Launch<'a> {
     pub output_cap_bytes: u64,
     /// From SIGTERM to SIGKILL, for its command.
     pub grace: Duration,
+    /// What its command may use.
+    pub limits: Limits,
 }
 
 /// A worker that was started. Dropping it neither ends nor reaps the worker.
@@ -73,9 +76,14 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, ExecError> {
     let (name, spec, lease) = launch.held.into_parts();
     let nonce = draw_nonce();
     let containment = launch.containment;
-    let cgroup = match containment.enter(spec.id, name.attempt) {
-        Ok(cgroup) => cgroup,
+    // Who runs no command runs nothing that would have to be limited.
+    let command = matches!(spec.work, Work::Command { .. });
+    let limits = command.then_some(&launch.limits);
+    let groups = match containment.enter(spec.id, name.attempt, limits) {
+        Ok(groups) => groups,
         Err(error) => {
+            // Nothing runs in what was made of them; what cannot be removed is litter, not a failure.
+            let _ = containment.leave(spec.id, name.attempt, launch.grace);
             let source = io::Error::other(error.to_string());
             return Err(ExecError::NotStarted {
                 name,
@@ -92,7 +100,8 @@ pub fn spawn(launch: Launch<'_>) -> Result<Running, ExecError> {
         nonce: nonce.clone(),
         output_cap_bytes: launch.output_cap_bytes,
         grace: launch.grace,
-        cgroup,
+        groups,
+        file_size_bytes: launch.limits.file_size_bytes,
     };
     let oom_kills_before = oom::kills();
     let mut command = Command::new(launch.worker);

@@ -1,8 +1,11 @@
 //! Taking back what a dead agent left in `processing/`.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
+use rigor_queue::QueueError;
 use rigor_queue::claim::{self, Held};
+use rigor_queue::lane::Lane;
 use rigor_queue::name::FileName;
 use rigor_queue::presence::ComponentLock;
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
@@ -108,6 +111,31 @@ pub fn recover(
     Ok(done)
 }
 
+/// Ends and removes what groups hold of attempts that are in nobody's hands: their agent died, and
+/// was recovered by a program that cannot see its groups, or before they were empty. Returns the
+/// attempts (`<id>.aN`) with how many processes were killed.
+pub fn clear_leftovers(
+    rig: &Rig,
+    containment: &Containment,
+    grace: Duration,
+) -> Result<Vec<(String, usize)>, ExecError> {
+    // Groups first: an attempt is in `processing` before it gets one and until it has none.
+    let with_groups = containment.attempts();
+    let mut running = HashSet::new();
+    for agent in rig.subdirs(Lane::Processing)? {
+        let names = rig.list(Place::Processing(&agent))?.names;
+        running.extend(names.iter().map(|name| (name.id, name.attempt)));
+    }
+    let mut cleared = Vec::new();
+    for (id, attempt) in with_groups {
+        if !running.contains(&(id, attempt)) {
+            let killed = containment.leave(id, attempt, grace)?;
+            cleared.push((format!("{id}.a{attempt}"), killed));
+        }
+    }
+    Ok(cleared)
+}
+
 /// Ends what runs of one attempt and settles its record: the lock, the record, and whether that
 /// was its worker's.
 fn take_back(
@@ -134,7 +162,16 @@ fn take_back(
         return Ok(None);
     };
     // Read under the lock, after the tree is gone: nobody can write it any more.
-    if let Some(record) = records::read(rig, &held.spec.batch, name.id, name.attempt)? {
+    let record = match records::read(rig, &held.spec.batch, name.id, name.attempt) {
+        // It has a result that this build cannot read: it must not run again.
+        Err(error @ QueueError::Untrusted { .. }) => {
+            held.quarantine(rig, &format!("the record of its attempt: {error}"))?;
+            done.quarantined.push(name.to_string());
+            return Ok(None);
+        }
+        record => record?,
+    };
+    if let Some(record) = record {
         if limits.durability.syncs() {
             // What is read may be in memory alone: where an fsync of it has failed before, another
             // one says nothing.

@@ -15,7 +15,9 @@ use rigor_queue::submit::Durability;
 
 use crate::containment::Containment;
 use crate::error::ExecError;
+use crate::groups::NotCounted;
 use crate::launch::Running;
+use crate::limits::OomKill;
 use crate::oom;
 
 /// How long a lock whose holder is gone may look taken: a process that was being forked when its
@@ -43,6 +45,8 @@ pub fn settle(
         Ok(record.filter(|record| record.nonce.as_deref() == Some(&running.nonce)))
     };
     let mut found = None;
+    // Before its groups are gone.
+    let oom = containment.groups(spec.id, attempt).oom_kill_with_worker();
     if status.success() {
         found = read()?;
     }
@@ -57,7 +61,7 @@ pub fn settle(
         }
     };
     let lost = found.is_none();
-    let mut record = found.unwrap_or_else(|| lost_record(agent, running, status));
+    let mut record = found.unwrap_or_else(|| lost_record(agent, running, status, oom));
     let mut changed = lost;
     if vram_mb.is_some() {
         record.peaks.vram_mb = vram_mb;
@@ -186,14 +190,25 @@ pub(crate) fn move_on(rig: &Rig, held: Held, outcome: &Outcome) -> Result<Lane, 
     }
 }
 
-fn lost_record(agent: &str, running: &Running, status: ExitStatus) -> AttemptRecord {
+fn lost_record(
+    agent: &str,
+    running: &Running,
+    status: ExitStatus,
+    oom: Result<Option<OomKill>, NotCounted>,
+) -> AttemptRecord {
     let after = format!("after {:.1}s", running.started.elapsed().as_secs_f64());
+    let mut kind = FailureKind::WorkerLost;
     let how = match (status.signal(), status.code()) {
         (Some(9), _) => {
-            format!(
-                "killed by SIGKILL {after}{}",
-                oom::suspicion(running.oom_kills_before)
-            )
+            let why = match oom {
+                Ok(Some(oom)) => {
+                    kind = FailureKind::OomKilled;
+                    format!("; {oom}")
+                }
+                Ok(None) => String::new(),
+                Err(NotCounted) => oom::suspicion(running.oom_kills_before).to_owned(),
+            };
+            format!("killed by SIGKILL {after}{why}")
         }
         (Some(signal), _) => format!("ended by signal {signal} {after}"),
         (None, Some(0)) => format!("exited with code 0 {after}"),
@@ -214,7 +229,7 @@ fn lost_record(agent: &str, running: &Running, status: ExitStatus) -> AttemptRec
             reason: why.clone(),
         },
         None => Outcome::Failed {
-            kind: FailureKind::WorkerLost,
+            kind,
             reason: format!(
                 "worker lost: pid {} {how}, and left no record",
                 running.pid()

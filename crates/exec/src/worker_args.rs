@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use rigor_queue::name::FileName;
 
+use crate::groups::Groups;
+
 /// The arguments of the `worker` program. The task's file comes as standard input, locked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerArgs {
@@ -21,14 +23,16 @@ pub struct WorkerArgs {
     pub output_cap_bytes: u64,
     /// From SIGTERM to SIGKILL.
     pub grace: Duration,
-    /// The cgroup of the attempt.
-    pub cgroup: Option<PathBuf>,
+    /// Where the attempt's processes belong.
+    pub groups: Groups,
+    /// The most that the command may write to one file, bytes.
+    pub file_size_bytes: Option<u64>,
 }
 
 /// Arguments that are none of a worker's.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{why}\nusage: worker --rig DIR --agent NAME --file TASK_FILE --nonce WORD --output-cap BYTES --grace-ms MS [--cgroup DIR] < TASK_FILE (locked)\nAgents start workers; to run a plan use `rigor submit`."
+    "{why}\nusage: worker --rig DIR --agent NAME --file TASK_FILE --nonce WORD --output-cap BYTES --grace-ms MS [--cgroup DIR] [--pids-cgroup DIR] [--memory-cgroup DIR] [--file-size BYTES] < TASK_FILE (locked)\nAgents start workers; to run a plan use `rigor submit`."
 )]
 pub struct WorkerArgsError {
     why: String,
@@ -51,8 +55,22 @@ impl WorkerArgs {
             "--grace-ms".into(),
             self.grace.as_millis().to_string().into(),
         ];
-        if let Some(cgroup) = &self.cgroup {
-            args.extend(["--cgroup".into(), cgroup.clone().into()]);
+        let Groups {
+            tree,
+            processes,
+            memory,
+        } = &self.groups;
+        for (name, dir) in [
+            ("--cgroup", tree),
+            ("--pids-cgroup", processes),
+            ("--memory-cgroup", memory),
+        ] {
+            if let Some(dir) = dir {
+                args.extend([name.into(), dir.clone().into()]);
+            }
+        }
+        if let Some(bytes) = self.file_size_bytes {
+            args.extend(["--file-size".into(), bytes.to_string().into()]);
         }
         args
     }
@@ -68,7 +86,8 @@ impl WorkerArgs {
 fn read(mut parser: lexopt::Parser) -> Result<WorkerArgs, lexopt::Error> {
     use lexopt::prelude::{Long, ValueExt};
     let (mut rig, mut agent, mut file, mut nonce) = (None, None, None, None);
-    let (mut output_cap_bytes, mut grace_ms, mut cgroup) = (None, None, None);
+    let (mut output_cap_bytes, mut grace_ms, mut file_size_bytes) = (None, None, None);
+    let mut groups = Groups::default();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("rig") => rig = Some(PathBuf::from(parser.value()?)),
@@ -77,7 +96,10 @@ fn read(mut parser: lexopt::Parser) -> Result<WorkerArgs, lexopt::Error> {
             Long("nonce") => nonce = Some(parser.value()?.string()?),
             Long("output-cap") => output_cap_bytes = Some(parser.value()?.parse()?),
             Long("grace-ms") => grace_ms = Some(parser.value()?.parse()?),
-            Long("cgroup") => cgroup = Some(PathBuf::from(parser.value()?)),
+            Long("cgroup") => groups.tree = Some(parser.value()?.into()),
+            Long("pids-cgroup") => groups.processes = Some(parser.value()?.into()),
+            Long("memory-cgroup") => groups.memory = Some(parser.value()?.into()),
+            Long("file-size") => file_size_bytes = Some(parser.value()?.parse()?),
             other => return Err(other.unexpected()),
         }
     }
@@ -89,7 +111,8 @@ fn read(mut parser: lexopt::Parser) -> Result<WorkerArgs, lexopt::Error> {
         nonce: nonce.ok_or_else(|| missing("nonce"))?,
         output_cap_bytes: output_cap_bytes.ok_or_else(|| missing("output-cap"))?,
         grace: Duration::from_millis(grace_ms.ok_or_else(|| missing("grace-ms"))?),
-        cgroup,
+        groups,
+        file_size_bytes,
     })
 }
 
@@ -106,15 +129,24 @@ mod tests {
             nonce: "c0ffee".into(),
             output_cap_bytes: 1 << 20,
             grace: Duration::from_millis(1500),
-            cgroup: Some("/sys/fs/cgroup/rigor-x/y.a1".into()),
+            groups: Groups {
+                tree: Some("/sys/fs/cgroup/rigor-x/y.a1".into()),
+                processes: Some("/sys/fs/cgroup/pids/rigor-x/y.a1".into()),
+                memory: Some("/sys/fs/cgroup/rigor-x/y.a1/command".into()),
+            },
+            file_size_bytes: Some(1 << 40),
         }
     }
 
     #[test]
     fn what_is_written_is_read_back() {
-        for cgroup in [None, example().cgroup] {
+        for (groups, file_size_bytes) in [
+            (Groups::default(), None),
+            (example().groups, example().file_size_bytes),
+        ] {
             let args = WorkerArgs {
-                cgroup,
+                groups,
+                file_size_bytes,
                 ..example()
             };
             assert_eq!(WorkerArgs::parse(args.to_args()).expect("parses"), args);

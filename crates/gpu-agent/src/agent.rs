@@ -34,6 +34,7 @@ use crate::reasons::Journal;
 use crate::sampler::{Opened, Sample};
 use crate::side::Side;
 use crate::stall;
+use crate::trouble::Trouble;
 
 /// Events that are taken in before anything is decided from them: a burst of files is one look.
 const EVENTS_AT_ONCE: usize = 10_000;
@@ -45,10 +46,6 @@ const RESCAN_APART: Duration = Duration::from_millis(200);
 const RESCAN_SHARE: u32 = 20;
 /// While watching fails the directories are read this often.
 const POLL_EVERY: Duration = Duration::from_secs(1);
-/// After a failure of the rig's file system, and doubling.
-const TROUBLE_FIRST: Duration = Duration::from_secs(1);
-/// The longest wait after a failure of the rig's file system.
-const TROUBLE_MOST: Duration = Duration::from_secs(60);
 /// With nothing else to do the loop looks around this often.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -88,16 +85,6 @@ impl Counts {
     }
 }
 
-/// The rig's directory cannot be used, or no worker started: nothing is claimed until `until`.
-#[derive(Debug)]
-pub(crate) struct Trouble {
-    /// No worker could be started, so only a start shows that it is over.
-    starting: bool,
-    pub(crate) reason: String,
-    pub(crate) until: Instant,
-    wait: Duration,
-}
-
 /// Everything an agent knows and holds.
 pub(crate) struct Agent {
     pub(crate) name: String,
@@ -116,7 +103,7 @@ pub(crate) struct Agent {
 
     pub(crate) events: Receiver<Event>,
     /// Reports while it lives.
-    pub(crate) _watcher: Option<Watcher>,
+    pub(crate) watcher: Option<Watcher>,
     pub(crate) committer: Committer,
     pub(crate) side: Side,
 
@@ -198,6 +185,9 @@ impl Agent {
     fn act(&mut self) {
         let now = Instant::now();
         self.reap();
+        if self.beat_due(now) <= now {
+            self.look_at_dirs();
+        }
         if self.rescan_at.is_some_and(|at| at <= now) {
             self.rescan();
         }
@@ -296,7 +286,7 @@ impl Agent {
         }
     }
 
-    fn rescan_soon(&mut self, after: Duration) {
+    pub(crate) fn rescan_soon(&mut self, after: Duration) {
         let apart = RESCAN_APART.max(self.rescan_took * RESCAN_SHARE);
         let at = (Instant::now() + after).max(self.rescanned + apart);
         self.rescan_at = Some(self.rescan_at.map_or(at, |before| before.min(at)));
@@ -453,67 +443,6 @@ impl Agent {
             (_, Some(reason)) => (Health::Paused, because(Refusal::Paused, reason)),
             (Some(ailment), None) => (Health::Constrained, Some(ailment)),
             (None, None) => (Health::Healthy, None),
-        }
-    }
-
-    /// The trouble that keeps the agent from claiming anything now: for a while after a failure,
-    /// and until results that could not be written are. There would only be more of them.
-    pub(crate) fn refusing(&self) -> Option<&Trouble> {
-        self.trouble
-            .as_ref()
-            .filter(|trouble| trouble.until > Instant::now() || self.has_unfinished())
-    }
-
-    /// Claims nothing for a while: the rig's directory cannot be read or written.
-    pub(crate) fn in_trouble(&mut self, reason: &str) {
-        self.pause_claims(reason, false);
-    }
-
-    /// Claims nothing for a while: workers cannot be started.
-    pub(crate) fn cannot_start(&mut self, reason: &str) {
-        self.pause_claims(reason, true);
-    }
-
-    fn pause_claims(&mut self, reason: &str, starting: bool) {
-        let now = Instant::now();
-        let before = self.trouble.take();
-        let wait = match &before {
-            // Several failures of one try count once.
-            Some(trouble) if trouble.until > now => trouble.wait,
-            Some(trouble) => (trouble.wait * 2).min(TROUBLE_MOST),
-            None => TROUBLE_FIRST,
-        };
-        if before
-            .as_ref()
-            .is_none_or(|trouble| trouble.reason != reason)
-        {
-            tracing::error!(
-                "Claiming nothing: {reason}; tried again in {}s, and ever more rarely",
-                wait.as_secs()
-            );
-        }
-        let starting = starting || before.is_some_and(|trouble| trouble.starting);
-        self.trouble = Some(Trouble {
-            starting,
-            reason: reason.to_owned(),
-            until: now + wait,
-            wait,
-        });
-    }
-
-    /// What failed works again, and nothing waits for it any more.
-    pub(crate) fn trouble_over(&mut self) {
-        let starting = self.trouble.as_ref().is_some_and(|it| it.starting);
-        if !starting && !self.has_unfinished() && self.trouble.take().is_some() {
-            tracing::info!("Claiming again: what failed works");
-        }
-    }
-
-    /// A worker was started.
-    pub(crate) fn worker_started(&mut self) {
-        if let Some(trouble) = &mut self.trouble {
-            trouble.starting = false;
-            self.trouble_over();
         }
     }
 

@@ -155,6 +155,11 @@ impl Agent {
             worker: &self.worker,
             output_cap_bytes: self.config.limits.output_cap_bytes,
             grace: self.config.timing.grace,
+            limits: rigor_exec::Limits {
+                processes: Some(self.config.limits.processes.into()),
+                memory_bytes: self.config.limits.memory_bytes,
+                file_size_bytes: self.config.limits.file_size_bytes,
+            },
         });
         match launched {
             Ok(running) => {

@@ -28,6 +28,7 @@ mod side;
 mod signals;
 mod stall;
 mod start;
+mod trouble;
 mod warm;
 
 use std::panic::AssertUnwindSafe;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use rigor_config::{Config, Gpu};
-use rigor_exec::recovery::{Recovered, RecoveryLimits, recover};
+use rigor_exec::recovery::{Recovered, RecoveryLimits, clear_leftovers, recover};
 use rigor_exec::{Containment, find_worker};
 use rigor_gpu::Limits;
 use rigor_queue::presence::ComponentLock;
@@ -145,6 +145,14 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
     let recovered = recover(&rig, name, &lock, &containment, limits, &why)
         .with_context(|| format!("take back what an earlier {name} left"))?;
     say_recovered(&recovered);
+    match clear_leftovers(&rig, &containment, limits.grace) {
+        Ok(cleared) => {
+            for (attempt, killed) in cleared.iter().filter(|(_, killed)| *killed > 0) {
+                tracing::warn!("Killed {killed} processes that were left of attempt {attempt}");
+            }
+        }
+        Err(error) => tracing::warn!("What is left of earlier attempts stays: {error}"),
+    }
     if let Some((_, task, reason)) = recovered.unkillable.first() {
         quarantine.get_or_insert(format!("task {task}: {reason}"));
     }
@@ -204,7 +212,7 @@ fn build(name: &str, opened: Opened, counts: Arc<Counts>, guard: &Guard) -> anyh
         level_until: None,
         events,
         polling: watcher.is_none(),
-        _watcher: watcher,
+        watcher,
         committer,
         side,
         queues: Queues::default(),

@@ -40,6 +40,8 @@ pub(crate) struct Drafting<'a> {
     defaults: &'a [RawField],
     /// The texts of prompt files that were read.
     pub(crate) prompt_files: BTreeMap<String, String>,
+    /// Where each line of the plan ends, bytes.
+    line_ends: Vec<usize>,
 }
 
 /// The fields of one task, its own before the plan's defaults.
@@ -71,6 +73,7 @@ impl<'a> Drafting<'a> {
             variables,
             defaults,
             prompt_files: BTreeMap::new(),
+            line_ends: sources.text.match_indices('\n').map(|(at, _)| at).collect(),
         }
     }
 
@@ -139,10 +142,7 @@ impl<'a> Drafting<'a> {
         let path = |drafting: &mut Self, field| drafting.template(&given, field, scope);
         let task = PlanTask {
             id: raw.id.clone(),
-            line: 1 + self.sources.text[..raw.span.start]
-                .bytes()
-                .filter(|b| *b == b'\n')
-                .count(),
+            line: 1 + self.line_ends.partition_point(|end| *end < raw.span.start),
             class,
             executor,
             deps,

@@ -811,6 +811,19 @@ plan.md:6:5: a second task `t`  Some("the first is in line 3")
 }
 
 #[test]
+fn more_tasks_than_a_plan_may_have_are_refused() {
+    let task = |n: usize| format!("### t{n}\n- **task_class**: cpu\n- **command**: `true`\n");
+    let tasks: String = (0..10_001).map(task).collect();
+    let text = format!("# Plan: p\n## Tasks\n{tasks}");
+    let said = checked(&text, &[], false).unwrap_err();
+    let said: Vec<String> = said.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        ["plan.md:30003:5: 10001 tasks; a plan has at most 10000"]
+    );
+}
+
+#[test]
 fn a_class_can_be_inferred_on_request() {
     let text = "# Plan: p\n## Tasks\n### t\n- **command**: whisper a.mp3\n";
     assert!(checked(text, &[], false).is_err());

@@ -110,6 +110,17 @@ fn ids_of_items() {
 }
 
 #[test]
+fn more_items_than_the_queue_is_built_for_are_refused() {
+    let text = format!("[{}0]", "0,".repeat(1_000_000));
+    let error = ids(&json_source(None), &text).unwrap_err();
+    assert!(
+        error.contains("1000001 items; at most 1000000"),
+        "{}",
+        &error[..error.len().min(200)]
+    );
+}
+
+#[test]
 fn items_of_a_pattern() {
     let paths = ["in/a.tar.gz".to_owned(), "in/.hidden".to_owned()];
     let source = ForeachSource::Glob("in/*".into());

@@ -7,6 +7,7 @@ pub mod admission;
 pub mod fit;
 pub mod gpu_time;
 pub mod placement;
+pub mod retention;
 pub mod retry;
 pub mod span;
 pub mod stuck;

@@ -60,6 +60,9 @@ pub enum AfterFailure {
     },
 }
 
+/// Attempts after the first for what the kernel killed for want of main memory.
+const OOM_RETRIES: u32 = 1;
+
 /// Decides what follows a failed attempt.
 ///
 /// The wait before charged attempt n+1 is `first_s * 2^n`, at most `most_s`. A prompt that does
@@ -69,6 +72,10 @@ pub enum AfterFailure {
 /// had, then a GPU to itself, then one of a larger budget where there is one. Each step asks for
 /// more than the last, so they end: then it has failed, with its items tried one by one where it has
 /// several. A task of `retries: 0` runs once, whatever happens.
+///
+/// What the kernel killed for want of main memory asks for as much the next time: several items are
+/// tried one by one at once, which each need less; one is tried once more at most, since it may have
+/// been others who took the memory.
 pub fn decide(failed: &FailedAttempt) -> AfterFailure {
     let charged = failed.charged + 1;
     if let (FailureKind::OutOfMemory, Some(had)) = (failed.kind, failed.gpu_memory) {
@@ -102,11 +109,15 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
         | FailureKind::WorkerLost
         | FailureKind::Setup
         | FailureKind::LoadFailed
+        | FailureKind::OomKilled
         // What it had is not known (it had no lease): as any other failure.
         | FailureKind::OutOfMemory => {}
     }
-    let too_long = failed.kind == FailureKind::PromptTooLong;
-    if failed.items > 1 && (too_long || charged >= failed.retries.max(1)) {
+    let needs_less = matches!(
+        failed.kind,
+        FailureKind::PromptTooLong | FailureKind::OomKilled
+    );
+    if failed.items > 1 && (needs_less || charged >= failed.retries.max(1)) {
         return AfterFailure::Split {
             reason: format!(
                 "attempt {charged} failed; its {} items are tried one by one",
@@ -117,6 +128,11 @@ pub fn decide(failed: &FailedAttempt) -> AfterFailure {
     if charged > failed.retries {
         return AfterFailure::GiveUp {
             reason: format!("{charged} of {} attempts failed", failed.retries + 1),
+        };
+    }
+    if failed.kind == FailureKind::OomKilled && charged > OOM_RETRIES {
+        return AfterFailure::GiveUp {
+            reason: "the same work needs the same memory: not tried again".to_owned(),
         };
     }
     let doubled = 2u64
@@ -373,6 +389,29 @@ mod tests {
             ),
             "nobody asked for its end but the rig's own rule"
         );
+    }
+
+    #[test]
+    fn who_was_killed_for_want_of_memory_is_tried_once_more_or_in_parts() {
+        let killed = |charged| FailedAttempt {
+            retries: 9,
+            ..failed(FailureKind::OomKilled, charged)
+        };
+        assert!(matches!(decide(&killed(0)), AfterFailure::Retry { .. }));
+        let AfterFailure::GiveUp { reason } = decide(&killed(1)) else {
+            panic!("it would be killed for ever");
+        };
+        assert!(reason.contains("the same memory"), "{reason}");
+        let group = FailedAttempt {
+            items: 5,
+            ..killed(0)
+        };
+        assert!(matches!(decide(&group), AfterFailure::Split { .. }));
+        let once = FailedAttempt {
+            retries: 0,
+            ..killed(0)
+        };
+        assert!(matches!(decide(&once), AfterFailure::GiveUp { .. }));
     }
 
     #[test]

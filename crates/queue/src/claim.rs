@@ -8,14 +8,16 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 
+use crate::copies;
 use crate::error::{QueueError, Result};
 use crate::format;
 use crate::lane::{Holding, Lane, Move, transition};
 use crate::lease::Lease;
 use crate::name::{FileName, Shape};
-use crate::rig::{Place, Renamed, Rig, rename_new, sync_dir};
+use crate::rig::{Place, Renamed, Rig, sync_dir};
+use crate::submit::replace_file;
 use crate::task::{Class, TaskSpec};
 
 /// The largest task file that is read, bytes: a plan of 1 MiB with its prompt files fits.
@@ -59,7 +61,8 @@ pub enum Moved {
 }
 
 /// Locks `queue/<class>/<name>`, rechecks that the path still names the locked file, reads and
-/// checks it. A file that cannot be trusted goes to quarantine at once.
+/// checks it. A file that cannot be trusted, and a copy of one that is claimed or over, goes to
+/// quarantine at once.
 pub fn candidate(rig: &Rig, class: Class, name: &FileName) -> Result<Candidate> {
     match open_locked(rig, Place::Queue(class), name)? {
         Opened::Held(held) if held.spec.class != class => {
@@ -70,7 +73,13 @@ pub fn candidate(rig: &Rig, class: Class, name: &FileName) -> Result<Candidate> 
             quarantine(rig, &held.path, &reason)?;
             Ok(Candidate::Quarantined { reason })
         }
-        Opened::Held(held) => Ok(Candidate::Ready(held)),
+        Opened::Held(held) => match copies::is_copy(rig, &held.spec.batch, name, &held.path)? {
+            Some(reason) => {
+                quarantine(rig, &held.path, &reason)?;
+                Ok(Candidate::Quarantined { reason })
+            }
+            None => Ok(Candidate::Ready(held)),
+        },
         Opened::Gone => Ok(Candidate::LostRace),
         Opened::Busy => Ok(Candidate::LockBusy),
         Opened::Untrusted { reason } => Ok(Candidate::Quarantined { reason }),
@@ -101,6 +110,15 @@ pub fn open_in(rig: &Rig, place: Place<'_>, name: &FileName) -> Result<Opened> {
 /// Reads a task file without locking it, for display. Nothing may be decided from it.
 pub fn peek(rig: &Rig, place: Place<'_>, name: &FileName) -> Result<Option<TaskSpec>> {
     let path = rig.path(place, name);
+    if let Some(archive) = rig.archive_of(place)? {
+        let Some(bytes) = archive.task(place.lane(), name)? else {
+            return Ok(None);
+        };
+        let spec = decode(&bytes, name);
+        return spec
+            .map(Some)
+            .map_err(|why| QueueError::Untrusted { path, why });
+    }
     match open_regular(rig, &path) {
         Ok(Regular::File(file)) => match read_spec(&file, &path, name)? {
             Ok(spec) => Ok(Some(spec)),
@@ -213,7 +231,7 @@ impl Held {
         let (lane, next) = legal(Move::Cancel, from, &self.name, Holding::BRAIN_LOCKED)?;
         debug_assert_eq!((lane, next), (place.lane(), *under), "the record's attempt");
         rig.writable()?;
-        move_file(&self.path, &rig.path(place, &next))
+        move_file(rig, &self.path, &rig.path(place, &next))
     }
 
     /// A closed batch is opened again: -> processing/brain.
@@ -251,7 +269,13 @@ impl Held {
         let (lane, next) = legal(step, (self.lane, &self.path), &self.name, holding)?;
         debug_assert_eq!(lane, to.lane(), "{step:?}");
         rig.writable()?;
-        Ok((move_file(&self.path, &rig.path(to, &next))?, next))
+        let target = rig.path(to, &next);
+        let renamed = match step {
+            // The file was opened a moment ago, and a claim is what all others wait for.
+            Move::Claim => rig.rename_opened(&self.path, &target)?,
+            _ => rig.rename_new(&self.path, &target)?,
+        };
+        Ok((moved(renamed, &self.path, &target)?, next))
     }
 }
 
@@ -304,7 +328,7 @@ pub fn revive(
     name: &FileName,
 ) -> Result<Option<FileName>> {
     let to = Place::Waiting { batch, task };
-    crate::rig::make_dir(&rig.dir(to))?;
+    rig.make_place(to)?;
     let (moved, next) = brain_move(rig, Move::Revive, from, to, name, None)?;
     Ok((moved == Moved::Done).then_some(next))
 }
@@ -323,7 +347,7 @@ fn brain_move(
     debug_assert_eq!(lane, to.lane(), "{step:?}");
     next.shape = shape.unwrap_or(next.shape);
     rig.writable()?;
-    Ok((move_file(&source, &rig.path(to, &next))?, next))
+    Ok((move_file(rig, &source, &rig.path(to, &next))?, next))
 }
 
 fn legal(
@@ -338,33 +362,41 @@ fn legal(
     })
 }
 
-/// Moves whatever lies at `path` to quarantine and writes the reason beside it. Nothing of it is
-/// opened or followed.
+/// Moves whatever lies at `path` to quarantine, with the reason beside it. Nothing of it is opened or
+/// followed.
 pub fn quarantine(rig: &Rig, path: &Path, reason: &str) -> Result<()> {
+    /// With what is added to it, a name of a file stays one (255 bytes).
+    const NAME_MOST_BYTES: usize = 200;
+
     let dir = rig.dir(Place::Quarantine);
-    let file = path
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let file = &file[..file.floor_char_boundary(NAME_MOST_BYTES)];
+    let why = serde_json::json!({
+        "from": path, "reason": reason, "at": jiff::Timestamp::now(),
+    });
     for n in 0.. {
         let name = if n == 0 {
-            file.clone()
+            file.to_owned()
         } else {
             format!("{file}.{n}")
         };
-        match rename_new(path, &dir.join(&name))? {
-            Renamed::Exists => {}
-            Renamed::Gone => return Ok(()),
-            Renamed::Done => {
-                let why = serde_json::json!({
-                    "from": path, "reason": reason, "at": jiff::Timestamp::now(),
-                });
-                let note = dir.join(format!("{name}.reason"));
-                return fs::write(&note, format!("{why}\n"))
-                    .map_err(QueueError::io("write", &note));
-            }
+        let to = dir.join(&name);
+        if fs::symlink_metadata(&to).is_ok() {
+            continue;
         }
+        // First the reason, whole: who is killed in between, or finds no room for it, leaves the file
+        // where it is.
+        let note = dir.join(format!("{name}.reason"));
+        replace_file(&note, format!("{why}\n").as_bytes(), false)?;
+        let renamed = rig.rename_new(path, &to);
+        if matches!(renamed, Ok(Renamed::Exists)) {
+            continue;
+        }
+        // Where another was faster the note is his.
+        if !matches!(renamed, Ok(Renamed::Done)) && fs::symlink_metadata(&to).is_err() {
+            let _ = fs::remove_file(&note);
+        }
+        return renamed.map(drop);
     }
     unreachable!("the loop ends by returning")
 }
@@ -378,8 +410,7 @@ enum Regular {
 /// Opens without following, blocking or creating; refuses what is not one regular file of ours.
 fn open_regular(rig: &Rig, path: &Path) -> Result<Regular> {
     use rustix::io::Errno;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+    let file = match rig.open_own(path, OFlags::RDONLY | OFlags::NONBLOCK)? {
         Ok(fd) => File::from(fd),
         Err(Errno::NOENT) => return Ok(Regular::Gone),
         Err(Errno::LOOP) => return Ok(Regular::Refused("it is a symbolic link".to_owned())),
@@ -498,8 +529,12 @@ pub fn read_leased(lease: &Lease, name: &FileName) -> std::result::Result<TaskSp
     decode(&bytes, name)
 }
 
-fn move_file(from: &Path, to: &Path) -> Result<Moved> {
-    match rename_new(from, to)? {
+fn move_file(rig: &Rig, from: &Path, to: &Path) -> Result<Moved> {
+    moved(rig.rename_new(from, to)?, from, to)
+}
+
+fn moved(renamed: Renamed, from: &Path, to: &Path) -> Result<Moved> {
+    match renamed {
         Renamed::Done => Ok(Moved::Done),
         Renamed::Gone => Ok(Moved::Gone),
         Renamed::Exists => Err(QueueError::Untrusted {

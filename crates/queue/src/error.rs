@@ -16,6 +16,26 @@ pub enum QueueError {
         /// Why not. Not the error's source: it is in the message, and a chain would say it twice.
         cause: io::Error,
     },
+    /// The system refused a move.
+    #[error("rename {} to {}: {cause}", from.display(), to.display())]
+    Move {
+        /// The file.
+        from: PathBuf,
+        /// Where it was to go.
+        to: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// A symbolic link in place of a directory of the rig.
+    #[error(
+        "{} is a symbolic link to {}, and nothing follows a link out of the rig: put the directory itself in its place", path.display(), to.display()
+    )]
+    Linked {
+        /// Where the directory should be.
+        path: PathBuf,
+        /// Where the link leads.
+        to: PathBuf,
+    },
     /// A directory that cannot be used as a rig.
     #[error("{} cannot be used as a rig: {why}", path.display())]
     Unfit {
@@ -106,9 +126,10 @@ impl QueueError {
     /// The system's error, if it is one.
     pub fn io_kind(&self) -> Option<io::ErrorKind> {
         match self {
-            QueueError::Io { cause, .. } => Some(cause.kind()),
+            QueueError::Io { cause, .. } | QueueError::Move { cause, .. } => Some(cause.kind()),
             QueueError::Unacknowledged { cause, .. } => cause.io_kind(),
-            QueueError::Unfit { .. }
+            QueueError::Linked { .. }
+            | QueueError::Unfit { .. }
             | QueueError::Held { .. }
             | QueueError::Illegal { .. }
             | QueueError::Unwatched { .. }

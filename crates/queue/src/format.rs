@@ -63,6 +63,35 @@ pub(crate) fn unseal<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T
     serde_json::from_str(body).map_err(|error| format!("it does not say what it must: {error}"))
 }
 
+/// What to add to the refusal of a file without an envelope: its schema, where that is newer.
+pub(crate) fn newer(bytes: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Version {
+        schema: u32,
+    }
+    match serde_json::from_slice::<Version>(bytes) {
+        Ok(version) if version.schema > SCHEMA => format!(
+            "; its schema is {}, and this build reads {SCHEMA}",
+            version.schema
+        ),
+        _ => String::new(),
+    }
+}
+
+/// Whether bytes that [`unseal`] refuses are whole all the same: of another version, or with fields
+/// that this build does not know. Neither is torn, and neither must count as absent.
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Sealed<'a> {
+        #[serde(borrow)]
+        sum: std::borrow::Cow<'a, str>,
+        #[serde(borrow)]
+        body: &'a RawValue,
+    }
+    serde_json::from_slice::<Sealed<'_>>(bytes)
+        .is_ok_and(|sealed| sealed.sum == sum(sealed.body.get().as_bytes()))
+}
+
 fn sum(bytes: &[u8]) -> String {
     use std::fmt::Write;
     let digest = Sha256::digest(bytes);

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::archive;
 use crate::claim::{self, Moved, Opened};
 use crate::error::{QueueError, Result};
 use crate::lane::Move;
@@ -21,6 +22,9 @@ use crate::rig::{Place, Rig};
 use crate::submit::replace_file;
 
 pub use look::look;
+
+/// Whoever has the archive's lock beside a repair is `rigor clean`.
+const ARCHIVE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Something that must not be.
 #[derive(Debug, Serialize)]
@@ -61,6 +65,8 @@ pub enum Check {
     Record,
     /// Attempts belong to a batch that is there.
     Attempts,
+    /// An archive is whole, and nothing of its batch is left in the lanes.
+    Archive,
     /// No sequence number is in use that is not reserved.
     Sequence,
     /// A signal is a file.
@@ -73,6 +79,7 @@ enum Mend {
     Quarantine,
     Finish { agent: String, name: FileName },
     Reserve { sequence: u64 },
+    Clear { batch: String },
 }
 
 impl Finding {
@@ -99,6 +106,11 @@ impl Finding {
                 claim::quarantine(rig, &self.path, &self.what)?;
                 Ok(true)
             }
+            Some(Mend::Clear { batch }) => {
+                let lock = archive::Lock::take(rig, ARCHIVE_PATIENCE)?;
+                archive::clear(rig, &lock, batch)?;
+                Ok(true)
+            }
             Some(Mend::Finish { agent, name }) => finish(rig, agent, name),
             Some(Mend::Reserve { sequence }) => {
                 replace_file(&self.path, format!("{sequence}\n").as_bytes(), true)?;
@@ -116,8 +128,14 @@ fn finish(rig: &Rig, agent: &str, name: &FileName) -> Result<bool> {
     let Some(record) = records::read(rig, &held.spec.batch, name.id, name.attempt)? else {
         return Ok(false);
     };
-    rig.prepare_batch(&held.spec.batch)?;
+    let step = Move::after(&record.outcome);
+    // Where another lane is a link, this one is mended all the same.
+    rig.make_place(match step {
+        Move::Complete => Place::Complete(&held.spec.batch),
+        Move::Fail => Place::Retry(&held.spec.batch),
+        _ => Place::Queue(held.spec.class),
+    })?;
     let attempt = (record.batch.clone(), record.id, record.attempt);
     records::commit(rig, &[attempt], crate::submit::Durability::Strict)?;
-    Ok(held.end(rig, Move::after(&record.outcome))? == Moved::Done)
+    Ok(held.end(rig, step)? == Moved::Done)
 }

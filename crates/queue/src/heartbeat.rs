@@ -17,7 +17,7 @@ pub const SHAPES_MOST: usize = 64;
 /// One heartbeat.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
-    /// 1; a reader refuses a newer one by name.
+    /// 1; of a newer one a reader takes what it knows, and names it where that is not enough.
     pub schema: u32,
     /// Rises with each heartbeat of this process.
     pub sequence: u64,

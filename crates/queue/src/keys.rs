@@ -80,6 +80,7 @@ pub fn reserve(
 ) -> Result<Keyed> {
     rig.writable()?;
     let dir = dir(rig);
+    rig.no_links(&dir)?;
     make_dir(&dir)?;
     let lock = lock(&dir.join("lock"))?;
     let content = hex(&Sha256::digest(
@@ -112,6 +113,38 @@ pub fn reserve(
     }
     let batch = entry.batch;
     Ok(Keyed::New(Reserved { batch, _lock: lock }))
+}
+
+/// Removes the keys of batches that were removed for good: what is submitted under one of them is
+/// a new batch. Returns how many there were.
+///
+/// # Errors
+///
+/// A submission holds the lock for half a minute, or the disk refuses.
+pub fn forget(rig: &Rig, batches: &[String]) -> Result<usize> {
+    let dir = dir(rig);
+    rig.no_links(&dir)?;
+    if batches.is_empty() || !dir.is_dir() {
+        return Ok(0);
+    }
+    let _lock = lock(&dir.join("lock"))?;
+    let mut files = Vec::new();
+    rig.each_entry(&dir, |name, _| {
+        let path = dir.join(name);
+        if path.extension().is_some_and(|end| end == "json") {
+            files.push(path);
+        }
+    })?;
+    let mut removed = 0;
+    for path in files {
+        // One that cannot be read is nobody's to remove: whoever submits under it is told.
+        let entry = read(&path).ok().flatten();
+        if entry.is_some_and(|entry| batches.contains(&entry.batch)) {
+            fs::remove_file(&path).map_err(QueueError::io("remove", &path))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 fn dir(rig: &Rig) -> PathBuf {

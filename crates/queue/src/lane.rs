@@ -11,7 +11,9 @@ use crate::name::FileName;
 use crate::record::Outcome;
 
 /// The directory families under `tasks/`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "each is a row of docs/queue-protocol.md")]
 pub enum Lane {

@@ -3,7 +3,9 @@
 //! `docs/queue-protocol.md` is the protocol in words; this crate is the only code that builds
 //! paths in a rig or moves task files. It is synchronous and keeps no state but the index.
 
+pub mod archive;
 pub mod claim;
+pub mod copies;
 pub mod crash;
 pub mod error;
 mod format;
@@ -15,6 +17,7 @@ pub mod lane;
 mod lease;
 pub mod name;
 pub mod outlook;
+pub mod output;
 pub mod presence;
 pub mod reasons;
 pub mod record;

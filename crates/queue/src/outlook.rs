@@ -102,7 +102,7 @@ pub fn read(rig: &Rig) -> Result<Option<Outlook>> {
                 .map(Some)
                 .map_err(|error| QueueError::Untrusted {
                     path,
-                    why: error.to_string(),
+                    why: format!("{error}{}", crate::format::newer(&bytes)),
                 })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -213,6 +213,7 @@ fn lists_lock(text: &str, inode: u64) -> bool {
 /// Replaces the heartbeat of `name`.
 pub fn beat(rig: &Rig, name: &str, heartbeat: &Heartbeat) -> Result<()> {
     let text = serde_json::to_vec(heartbeat).expect("our own types serialise");
+    rig.no_links(&rig.agent_dir(name))?;
     replace_file(&heartbeat_path(rig, name), &text, false)
 }
 
@@ -232,11 +233,12 @@ pub fn heartbeat_with_time(rig: &Rig, name: &str) -> Result<Option<(Heartbeat, S
         Err(error) => return Err(QueueError::io("read", &path)(error)),
     };
     let time = meta.modified().map_err(QueueError::io("read", &path))?;
+    // Of a newer version only what both versions know is read.
     match serde_json::from_slice(&bytes) {
         Ok(heartbeat) => Ok(Some((heartbeat, time))),
         Err(error) => Err(QueueError::Untrusted {
             path,
-            why: error.to_string(),
+            why: format!("{error}{}", crate::format::newer(&bytes)),
         }),
     }
 }
@@ -258,12 +260,14 @@ pub fn send(rig: &Rig, to: &str, signal: &str, content: &str) -> Result<()> {
             why: format!("nobody named {to} ever ran here; see `rigor status`"),
         });
     }
+    rig.no_links(&dir)?;
     replace_file(&dir.join(signal), content.as_bytes(), false)
 }
 
 /// Takes back a signal that is held while its file is there. `false`: there was none.
 pub fn unsend(rig: &Rig, to: &str, signal: &str) -> Result<bool> {
     let path = rig.signals_dir(to).join(signal);
+    rig.no_links(&rig.signals_dir(to))?;
     match fs::remove_file(&path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -275,6 +279,7 @@ pub fn unsend(rig: &Rig, to: &str, signal: &str) -> Result<bool> {
 /// when it has acted.
 pub fn signals(rig: &Rig, name: &str) -> Result<Vec<(String, String)>> {
     let dir = rig.signals_dir(name);
+    rig.no_links(&dir)?;
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -199,9 +199,11 @@ pub enum FailureKind {
     Quarantined,
     /// The plan (or a foreach of it) could not be carried out.
     Plan,
-    /// The GPU's memory did not suffice. (Main memory that did not is `signal` or `exit_code`, with
-    /// the kernel's out-of-memory killer in the reason.)
+    /// The GPU's memory did not suffice.
     OutOfMemory,
+    /// The kernel killed processes of the command for want of main memory: it had reached its limit,
+    /// or the machine had none left.
+    OomKilled,
 }
 
 impl FailureKind {
@@ -224,6 +226,7 @@ impl FailureKind {
             FailureKind::Quarantined => "quarantined",
             FailureKind::Plan => "plan",
             FailureKind::OutOfMemory => "out_of_memory",
+            FailureKind::OomKilled => "oom_killed",
         }
     }
 }

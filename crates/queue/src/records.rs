@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::error::{QueueError, Result};
 use crate::format;
@@ -17,10 +20,11 @@ use crate::task::TaskSpec;
 /// absent) or absent. It is durable after [`commit`]. `false`: there is one already.
 pub fn write_new(rig: &Rig, record: &AttemptRecord) -> Result<bool> {
     let path = rig.record_path(&record.batch, record.id, record.attempt);
-    let mut file = match File::options().write(true).create_new(true).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-        Err(error) => return Err(QueueError::io("create", &path)(error)),
+    let new = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut file = match rig.open_own(&path, new)? {
+        Ok(file) => File::from(file),
+        Err(Errno::EXIST) => return Ok(false),
+        Err(errno) => return Err(QueueError::errno("create", &path)(errno)),
     };
     file.write_all(&format::seal(record))
         .map_err(QueueError::io("write", &path))?;
@@ -31,23 +35,41 @@ pub fn write_new(rig: &Rig, record: &AttemptRecord) -> Result<bool> {
 /// that only the agent can measure.
 pub fn replace(rig: &Rig, record: &AttemptRecord) -> Result<()> {
     let path = rig.record_path(&record.batch, record.id, record.attempt);
+    rig.no_links(&rig.attempts_dir(&record.batch))?;
     replace_file(&path, &format::seal(record), false)
 }
 
-/// The record of an attempt; torn counts as absent, and so does what is no file of a sane size.
+/// The record of an attempt, archived or not; torn counts as absent, and so does what is no file of
+/// a sane size.
+///
+/// # Errors
+///
+/// [`QueueError::Untrusted`] for one that is whole and cannot be understood: of another version, or
+/// with fields that this build does not know. The attempt has a result.
 pub fn read(rig: &Rig, batch: &str, id: TaskId, attempt: u32) -> Result<Option<AttemptRecord>> {
     let path = rig.record_path(batch, id, attempt);
-    match small::read(&path) {
-        Ok((bytes, _)) => Ok(format::unseal(&bytes).ok()),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::InvalidData
-            ) =>
-        {
-            Ok(None)
+    match small::read_own(rig, &path)? {
+        Ok((bytes, _)) => understood(&bytes, &path),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let Some(archive) = rig.archived(batch)? else {
+                return Ok(None);
+            };
+            let bytes = archive.attempt(&format!("{id}.a{attempt}.json"))?;
+            bytes.map_or(Ok(None), |bytes| understood(&bytes, &path))
         }
         Err(error) => Err(QueueError::io("read", &path)(error)),
+    }
+}
+
+fn understood(bytes: &[u8], path: &Path) -> Result<Option<AttemptRecord>> {
+    match format::unseal(bytes) {
+        Ok(record) => Ok(Some(record)),
+        Err(why) if format::is_whole(bytes) => Err(QueueError::Untrusted {
+            path: path.to_owned(),
+            why,
+        }),
+        Err(_) => Ok(None),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The rig directory: where everything lies, and whether it can be trusted to hold a queue.
 
+mod own;
 mod sync;
 
 use std::collections::BTreeMap;
@@ -9,24 +10,22 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, RenameFlags};
-
 use crate::error::{QueueError, Result};
 use crate::lane::Lane;
 use crate::name::{self, FileName, Shape, TaskId};
 use crate::task::Class;
 
+pub(crate) use own::Renamed;
 pub(crate) use sync::sync_dir;
 
 /// The brain's name among the agents.
 pub const BRAIN: &str = "brain";
 /// The batch of tasks that belong to no plan: `load_llm`, `unload_llm`.
 pub const RIG_BATCH: &str = "_rig";
+/// The task under which a submitted plan itself goes through the lanes.
+pub const PLAN_TASK: &str = "_plan";
 /// The longest name of a batch, a plan's task or an agent, bytes.
 pub const NAME_MAX_BYTES: usize = 100;
-
-/// The names of a directory are read so many bytes at a time: some thousand names.
-const READ_DIR_BYTES: usize = 256 * 1024;
 
 /// File systems on which flock, RENAME_NOREPLACE or inotify do not hold between processes, by
 /// `statfs` magic (linux/magic.h).
@@ -47,6 +46,8 @@ pub struct Rig {
     owner: u32,
     /// The first fsync that failed, of this value and its clones.
     failed_sync: Arc<OnceLock<String>>,
+    last_archive: crate::archive::Last,
+    claimants: crate::copies::Claimants,
 }
 
 /// A directory of task files.
@@ -96,6 +97,11 @@ impl Rig {
     /// stays as it is.
     pub fn create(root: &Path) -> Result<Rig> {
         make_dir(root)?;
+        let root = &root
+            .canonicalize()
+            .map_err(QueueError::io("resolve", root))?;
+        // Nothing is made behind a link.
+        Rig::unchecked(root.clone()).check_dirs(None)?;
         for dir in [
             "tasks/waiting",
             "tasks/processing",
@@ -105,6 +111,7 @@ impl Rig {
             "tasks/cancelled",
             "tasks/quarantine",
             "attempts",
+            "archive",
             "agents",
             "signals/brain",
             "brain/held",
@@ -122,8 +129,16 @@ impl Rig {
     }
 
     /// Opens a rig that `create` made: refuses by name a directory that is none, one that others
-    /// may write to, and a file system without the three things the protocol stands on.
+    /// may write to, a file system without the three things the protocol stands on, and a link in
+    /// place of a directory.
     pub fn open(root: &Path) -> Result<Rig> {
+        let rig = Rig::open_to_look(root)?;
+        rig.check_dirs(None)?;
+        Ok(rig)
+    }
+
+    /// As [`Rig::open`], also where a directory is a link: for who says what is wrong with a rig.
+    pub fn open_to_look(root: &Path) -> Result<Rig> {
         let unfit = |why: String| QueueError::Unfit {
             path: root.to_owned(),
             why,
@@ -134,7 +149,8 @@ impl Rig {
             }
             _ => QueueError::io("stat", root)(error),
         })?;
-        if !root.join("tasks/queue").is_dir() {
+        let queue = fs::symlink_metadata(root.join("tasks/queue"));
+        if !queue.is_ok_and(|meta| meta.is_dir() || meta.is_symlink()) {
             return Err(unfit(
                 "it holds no tasks/queue; make one with `rigor init DIR`".to_owned(),
             ));
@@ -166,11 +182,17 @@ impl Rig {
         let root = root
             .canonicalize()
             .map_err(QueueError::io("resolve", root))?;
-        Ok(Rig {
+        Ok(Rig::unchecked(root))
+    }
+
+    fn unchecked(root: PathBuf) -> Rig {
+        Rig {
             root,
-            owner: me,
+            owner: rustix::process::geteuid().as_raw(),
             failed_sync: Arc::default(),
-        })
+            last_archive: crate::archive::Last::default(),
+            claimants: crate::copies::Claimants::default(),
+        }
     }
 
     /// The directory itself, absolute.
@@ -235,9 +257,31 @@ impl Rig {
         self.root.join("signals").join(agent)
     }
 
+    /// Who claims, as it was read last.
+    pub(crate) fn claimants(&self) -> &crate::copies::Claimants {
+        &self.claimants
+    }
+
+    /// The archive that was opened last.
+    pub(crate) fn last_archive(&self) -> &crate::archive::Last {
+        &self.last_archive
+    }
+
+    /// `brain/batches/<batch>.json`: what the brain counted last, for displays.
+    pub fn view_path(&self, batch: &str) -> PathBuf {
+        self.brain_dir()
+            .join("batches")
+            .join(format!("{batch}.json"))
+    }
+
     /// `brain/`.
     pub fn brain_dir(&self) -> PathBuf {
         self.root.join("brain")
+    }
+
+    /// `brain/rig.toml`: the settings that the brain started with last.
+    pub fn settings_copy(&self) -> PathBuf {
+        self.brain_dir().join("rig.toml")
     }
 
     /// `brain/escalations/`: what only a person can mend, a file for each.
@@ -263,6 +307,7 @@ impl Rig {
 
     /// Makes what an agent of that name needs.
     pub fn prepare_agent(&self, agent: &str) -> Result<()> {
+        self.check_dirs(Some(agent))?;
         make_dir(&self.agent_dir(agent))?;
         make_dir(&self.signals_dir(agent))?;
         make_dir(&self.dir(Place::Processing(agent)))
@@ -270,52 +315,58 @@ impl Rig {
 
     /// Makes what the tasks of a batch need to move through the lanes.
     pub fn prepare_batch(&self, batch: &str) -> Result<()> {
-        for place in [
+        let places = [
             Place::Retry(batch),
             Place::Complete(batch),
             Place::Failed(batch),
             Place::Cancelled(batch),
-        ] {
-            make_dir(&self.dir(place))?;
-        }
-        make_dir(&self.lane_dir(Lane::Waiting).join(batch))?;
-        make_dir(&self.attempts_dir(batch))
+        ];
+        let mut dirs: Vec<PathBuf> = places.map(|place| self.dir(place)).into();
+        dirs.push(self.lane_dir(Lane::Waiting).join(batch));
+        dirs.push(self.attempts_dir(batch));
+        dirs.iter().try_for_each(|dir| self.make_own(dir))
+    }
+
+    /// Makes a place, unless it is there.
+    pub(crate) fn make_place(&self, place: Place<'_>) -> Result<()> {
+        self.make_own(&self.dir(place))
+    }
+
+    /// Makes a directory of the rig, and none behind a link.
+    fn make_own(&self, dir: &Path) -> Result<()> {
+        self.no_links(dir)?;
+        make_dir(dir)
     }
 
     /// Names of the directories under a lane (batches, agents), without litter.
     pub fn subdirs(&self, lane: Lane) -> Result<Vec<String>> {
-        subdirs(&self.lane_dir(lane))
+        self.subdirs_of(&self.lane_dir(lane))
     }
 
     /// Names of the agents that ever ran here, the brain not among them.
     pub fn agents(&self) -> Result<Vec<String>> {
-        let mut names = subdirs(&self.root.join("agents"))?;
+        let mut names = self.subdirs_of(&self.root.join("agents"))?;
         names.retain(|name| name != BRAIN);
         Ok(names)
     }
 
     /// Task files in a place, in claim order, and what lies there besides. A place that does not
-    /// exist is empty. Dotfiles are somebody's unfinished writing and are left out.
+    /// exist is empty. Dotfiles are somebody's unfinished writing and are left out. Of an archived
+    /// batch it is what the archive has.
     pub fn list(&self, place: Place<'_>) -> Result<Listing> {
+        if let Some(archive) = self.archive_of(place)? {
+            return Ok(archive.listing(place.lane()));
+        }
         let dir = self.dir(place);
         let mut listing = Listing::default();
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listing),
-            Err(error) => return Err(QueueError::io("read", &dir)(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(QueueError::io("read", &dir))?;
-            let file = entry.file_name();
-            match file.to_str() {
-                Some(text) if text.starts_with('.') => {}
-                Some(text) => match text.parse() {
-                    Ok(name) => listing.names.push(name),
-                    Err(_) => listing.foreign.push(entry.path()),
-                },
-                None => listing.foreign.push(entry.path()),
-            }
-        }
+        self.each_entry(&dir, |file, _| match file.to_str() {
+            Some(text) if text.starts_with('.') => {}
+            Some(text) => match text.parse() {
+                Ok(name) => listing.names.push(name),
+                Err(_) => listing.foreign.push(dir.join(file)),
+            },
+            None => listing.foreign.push(dir.join(file)),
+        })?;
         listing.names.sort_unstable();
         Ok(listing)
     }
@@ -324,6 +375,9 @@ impl Rig {
     /// each with how many come before it. The directory is read once and only names that match are
     /// parsed: somebody waits for the answer, however long the queue is.
     pub fn find(&self, place: Place<'_>, prefix: &str) -> Result<Vec<(FileName, usize)>> {
+        if self.is_archived_place(place) {
+            return self.find_archived(place, prefix);
+        }
         let mut found: Vec<(FileName, usize)> = Vec::new();
         let mut orders = Vec::new();
         self.each_name(place, |text| {
@@ -367,23 +421,13 @@ impl Rig {
 
     /// Shows the raw names in a place, those of unfinished files left out.
     fn each_name(&self, place: Place<'_>, mut look: impl FnMut(&str)) -> Result<()> {
-        let dir = self.dir(place);
-        let handle = match fs::File::open(&dir) {
-            Ok(handle) => handle,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(QueueError::io("open", &dir)(error)),
-        };
-        let mut buffer = Vec::with_capacity(READ_DIR_BYTES);
-        let mut entries = rustix::fs::RawDir::new(handle, buffer.spare_capacity_mut());
-        while let Some(entry) = entries.next() {
-            let entry = entry.map_err(QueueError::errno("read", &dir))?;
-            if let Ok(text) = entry.file_name().to_str()
+        self.each_entry(&self.dir(place), |name, _| {
+            if let Some(text) = name.to_str()
                 && !text.starts_with('.')
             {
                 look(text);
             }
-        }
-        Ok(())
+        })
     }
 
     /// Removes what writers that died left unfinished: `.new-*` older than `age`, wherever files
@@ -397,12 +441,19 @@ impl Rig {
         let mut dirs = vec![
             self.root.clone(),
             self.brain_dir(),
-            self.brain_dir().join("held"),
+            self.dir(Place::Quarantine),
         ];
-        dirs.push(self.brain_dir().join("batches"));
+        dirs.extend(
+            ["held", "cancelled", "keys", "escalations", "batches"]
+                .map(|name| self.brain_dir().join(name)),
+        );
         dirs.extend(Class::ALL.map(|class| self.dir(Place::Queue(class))));
         for parent in [self.root.join("agents"), self.root.join("signals")] {
-            dirs.extend(subdirs(&parent)?.iter().map(|name| parent.join(name)));
+            dirs.extend(
+                self.subdirs_of(&parent)?
+                    .iter()
+                    .map(|name| parent.join(name)),
+            );
         }
         for batch in batches {
             dirs.push(self.lane_dir(Lane::Waiting).join(batch));
@@ -410,6 +461,7 @@ impl Rig {
         }
         let mut removed = 0;
         for dir in dirs {
+            self.no_links(&dir)?;
             removed += sweep_dir(&dir, age)?;
         }
         Ok(removed)
@@ -440,55 +492,12 @@ pub fn is_safe_name(text: &str) -> bool {
         && !text.starts_with(['.', '-'])
 }
 
-/// Renames without replacing. The directories must be on one file system.
-///
-/// A crash leaves the file under one of the two names, never both, never neither.
-pub(crate) fn rename_new(from: &Path, to: &Path) -> Result<Renamed> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        Ok(()) => Ok(Renamed::Done),
-        Err(rustix::io::Errno::NOENT) if !from.exists() => Ok(Renamed::Gone),
-        Err(rustix::io::Errno::EXIST) => Ok(Renamed::Exists),
-        Err(errno) => Err(QueueError::errno("rename", from)(errno)),
-    }
-}
-
-/// What a rename found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Renamed {
-    /// It is done.
-    Done,
-    /// The source is gone: somebody moved it first.
-    Gone,
-    /// The target exists.
-    Exists,
-}
-
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(path)
         .map_err(QueueError::io("make directory", path))
-}
-
-fn subdirs(path: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
-        Err(error) => return Err(QueueError::io("read", path)(error)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(QueueError::io("read", path))?;
-        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        if let (true, Some(name)) = (is_dir, entry.file_name().to_str())
-            && is_safe_name(name)
-        {
-            names.push(name.to_owned());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 fn sweep_dir(dir: &Path, age: std::time::Duration) -> Result<usize> {

@@ -10,11 +10,11 @@ use crate::error::{QueueError, Result};
 use crate::format;
 use crate::lane::Lane;
 use crate::name::{FileName, TaskId};
-use crate::rig::{Place, Renamed, Rig, make_dir, rename_new, sync_dir};
+use crate::rig::{Place, Renamed, Rig, make_dir, sync_dir};
 use crate::task::TaskSpec;
 
 /// The manifest of an expansion: a dotfile, so that it is no task.
-const MANIFEST: &str = ".items.jsonl";
+pub(crate) const MANIFEST: &str = ".items.jsonl";
 /// From so many files on, one `syncfs` is cheaper than an fsync of each.
 const SYNCFS_FROM: usize = 8;
 
@@ -51,6 +51,7 @@ pub fn submit(
 ) -> Result<bool> {
     rig.writable()?;
     let dir = rig.dir(place);
+    rig.no_links(&dir)?;
     let mut temporary = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(&dir)
@@ -66,7 +67,7 @@ pub fn submit(
     // persist_noclobber links and unlinks where it must, which would show two links for an
     // instant; the rename does not.
     let path = temporary.into_temp_path();
-    match rename_new(&path, &target)? {
+    match rig.rename_new(&path, &target)? {
         Renamed::Done => {
             path.keep()
                 .map_err(|error| QueueError::io("keep", &target)(error.error))?;
@@ -121,6 +122,7 @@ pub fn expand(
     rig.writable()?;
     let parent = rig.lane_dir(Lane::Waiting).join(batch);
     let target = parent.join(task);
+    rig.no_links(&target)?;
     if target.exists() {
         return Ok(false);
     }
@@ -166,7 +168,7 @@ pub fn expand(
         rig.synced(sync_files(&building, &written, count))?;
     }
     crate::crash_point!("expand.built");
-    match rename_new(&building, &target)? {
+    match rig.rename_new(&building, &target)? {
         Renamed::Done => {
             crate::crash_point!("expand.renamed");
             if durability.syncs() {
@@ -182,16 +184,22 @@ pub fn expand(
     }
 }
 
-/// The manifest of an expansion; `None` where the task was not expanded yet.
+/// The manifest of an expansion, archived or not; `None` where the task was not expanded yet.
 pub fn manifest(rig: &Rig, batch: &str, task: &str) -> Result<Option<Vec<ManifestEntry>>> {
     let path = rig.dir(Place::Waiting { batch, task }).join(MANIFEST);
-    let file = match File::open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+    let lines: Box<dyn BufRead> = match File::open(&path) {
+        Ok(file) => Box::new(io::BufReader::new(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let archive = rig.archived(batch)?;
+            match archive.map(|archive| archive.manifest(task)).transpose()? {
+                Some(Some(bytes)) => Box::new(io::Cursor::new(bytes)),
+                Some(None) | None => return Ok(None),
+            }
+        }
         Err(error) => return Err(QueueError::io("open", &path)(error)),
     };
     let mut entries = Vec::new();
-    for line in io::BufReader::new(file).lines() {
+    for line in lines.lines() {
         let line = line.map_err(QueueError::io("read", &path))?;
         let entry = serde_json::from_str(&line).map_err(|error| QueueError::Untrusted {
             path: path.clone(),

@@ -1,5 +1,6 @@
 //! Wake-ups. `notify` only says that something may have changed; the truth is readdir.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use notify::event::{EventKind, ModifyKind, RenameMode};
@@ -27,6 +28,7 @@ pub enum Wake {
 #[derive(Debug)]
 pub struct Watcher {
     inner: INotifyWatcher,
+    dirs: BTreeSet<PathBuf>,
 }
 
 impl Watcher {
@@ -45,11 +47,15 @@ impl Watcher {
                 path: PathBuf::from("inotify"),
                 why: format!("{error}; raise fs.inotify.max_user_instances"),
             })?;
-        Ok(Watcher { inner })
+        Ok(Watcher {
+            inner,
+            dirs: BTreeSet::new(),
+        })
     }
 
     /// Starts watching a directory; from then on no change goes unreported (list it *after* this).
     pub fn watch(&mut self, dir: &Path) -> Result<()> {
+        self.dirs.insert(dir.to_owned());
         self.inner
             .watch(dir, RecursiveMode::NonRecursive)
             .map_err(|error| QueueError::Unwatched {
@@ -64,8 +70,19 @@ impl Watcher {
             })
     }
 
+    /// Watches what lies now where the watched directories were: another one may have been put
+    /// there.
+    pub fn watch_again(&mut self) -> Result<()> {
+        for dir in std::mem::take(&mut self.dirs) {
+            self.unwatch(&dir);
+            self.watch(&dir)?;
+        }
+        Ok(())
+    }
+
     /// Stops watching a directory.
     pub fn unwatch(&mut self, dir: &Path) {
+        self.dirs.remove(dir);
         // A directory that is gone took its watch along.
         let _ = self.inner.unwatch(dir);
     }

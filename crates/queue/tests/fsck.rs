@@ -10,12 +10,13 @@ use std::os::unix::fs::symlink;
 use bed::{Bed, bed, failed, queued};
 use rigor_queue::claim::{self, Candidate, Held};
 use rigor_queue::fsck::{Check, look};
-use rigor_queue::name::FileName;
+use rigor_queue::lane::Move;
+use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::{AttemptRecord, Outcome};
 use rigor_queue::records;
-use rigor_queue::rig::{Place, Rig};
+use rigor_queue::rig::{BRAIN, PLAN_TASK, Place, Rig};
 use rigor_queue::submit::{self, Durability, Sequence};
-use rigor_queue::task::Class;
+use rigor_queue::task::{Class, TaskSpec, Work};
 
 fn claimed(rig: &Rig, name: &FileName) -> Held {
     let Candidate::Ready(held) = claim::candidate(rig, Class::Cpu, name).unwrap() else {
@@ -191,6 +192,70 @@ fn what_no_machine_can_decide_is_only_said() {
     assert_eq!(found(rig), expected);
     assert_eq!(mended(rig), expected, "nothing of it is touched");
     let _ = submit::manifest(rig, "b", "a");
+}
+
+/// A submitted plan is a task file too, with rules of its own: it lies claimed while its batch is
+/// active, also with the record of an end that an operator has undone, and its number is its
+/// submitter's.
+#[test]
+fn plans_are_not_taken_for_tasks() {
+    let Bed { rig, .. } = &bed();
+    sequenced(rig);
+    // No task of it is there.
+    fs::remove_dir(rig.attempts_dir("b")).unwrap();
+    rig.prepare_agent(BRAIN).unwrap();
+    let submit = |batch: &str| {
+        rig.prepare_batch(batch).unwrap();
+        let submission = serde_json::from_value(serde_json::json!({"source": "# Plan: p"}));
+        let spec = TaskSpec {
+            id: TaskId::derive(batch, PLAN_TASK, None),
+            batch: batch.to_owned(),
+            task: PLAN_TASK.to_owned(),
+            class: Class::Brain,
+            work: Work::Plan(submission.unwrap()),
+            ..bed::spec("p")
+        };
+        // Far above what the brain has reserved: milliseconds of a clock.
+        let name = FileName::first(5, 28_000_000_000, spec.shape(), spec.id);
+        let place = Place::Queue(Class::Brain);
+        submit::submit(rig, place, &name, &spec, Durability::Process).unwrap();
+        (name, spec)
+    };
+    let claim = |name: &FileName| {
+        let Candidate::Ready(held) = claim::candidate(rig, Class::Brain, name).unwrap() else {
+            panic!("it is free");
+        };
+        held.claim(rig, BRAIN, false).unwrap().unwrap()
+    };
+    submit("queued");
+    let (active, spec) = submit("active");
+    drop(claim(&active));
+    let record = AttemptRecord::without_worker(BRAIN, &active, &spec, failed());
+    records::replace(rig, &record).unwrap();
+    let (over, spec) = submit("over");
+    let held = claim(&over);
+    let record = AttemptRecord::without_worker(BRAIN, &over, &spec, Outcome::Succeeded);
+    records::replace(rig, &record).unwrap();
+    held.close(rig, Move::Complete).unwrap();
+    assert_eq!(found(rig), []);
+    // One that was submitted again by hand, and one whose batch is over and active.
+    let copy = |from: Place<'_>, to: Place<'_>, name: &FileName| {
+        fs::copy(rig.path(from, name), rig.path(to, name)).unwrap();
+    };
+    copy(
+        Place::Processing(BRAIN),
+        Place::Queue(Class::Brain),
+        &active,
+    );
+    copy(Place::Complete("over"), Place::Processing(BRAIN), &over);
+    let expected = [
+        (Check::OneLane, format!("tasks/processing/brain/{over}")),
+        (Check::OneLane, format!("tasks/queue/brain/{active}")),
+    ];
+    assert_eq!(found(rig), expected);
+    assert_eq!(mended(rig), []);
+    assert!(rig.path(Place::Processing(BRAIN), &active).exists());
+    assert!(rig.path(Place::Complete("over"), &over).exists());
 }
 
 /// Every path under the rig, with what it holds; links are not followed.

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rigor_queue::claim::{self, Candidate, Held, Moved, Opened};
 use rigor_queue::name::{FileName, TaskId};
@@ -157,6 +157,20 @@ fn a_life_from_queue_to_complete() {
 }
 
 #[test]
+fn no_move_replaces_what_lies_in_its_way() {
+    let Setup { rig, .. } = &setup();
+    let (name, spec) = queue(rig, "t", 1);
+    let claimed = ready(rig, &name).claim(rig, "gpu-1", false).unwrap();
+    let way = rig.path(Place::Complete("b"), &name);
+    fs::write(&way, "somebody's").unwrap();
+    let error = claimed.unwrap().complete(rig).unwrap_err();
+    assert!(error.to_string().contains("it exists"), "{error}");
+    assert_eq!(fs::read_to_string(&way).unwrap(), "somebody's");
+    fs::remove_file(way).unwrap();
+    assert_eq!(lanes_of(rig, spec.id), [format!("processing/gpu-1/{name}")]);
+}
+
+#[test]
 fn a_failed_attempt_is_retried_and_given_up() {
     let Setup { rig, .. } = &setup();
     let (name, spec) = queue(rig, "t", 1);
@@ -265,7 +279,7 @@ fn what_cannot_be_trusted_goes_to_quarantine_and_nothing_outside_is_touched() {
     fs::write(outside.path(), "precious").unwrap();
     /// Spoils a task file; the second path is a precious file elsewhere.
     type Spoil = fn(&std::path::Path, &std::path::Path);
-    let damage: [(&str, Spoil); 9] = [
+    let damage: [(&str, Spoil); 10] = [
         ("empty", |path, _| fs::write(path, "").unwrap()),
         ("not a Rigor file", |path, _| {
             fs::write(path, "\0\0\0\0").unwrap()
@@ -277,6 +291,15 @@ fn what_cannot_be_trusted_goes_to_quarantine_and_nothing_outside_is_touched() {
         ("schema", |path, _| {
             let text = fs::read_to_string(path).unwrap();
             fs::write(path, text.replace("\"schema\":1", "\"schema\":9")).unwrap();
+        }),
+        // Whole, of this schema, and no task: a record of an attempt.
+        ("does not say what it must", |path, _| {
+            let Setup { rig, .. } = &setup();
+            let (name, spec) = queue(rig, "t", 1);
+            let outcome = Outcome::Succeeded;
+            let record = AttemptRecord::without_worker("gpu-1", &name, &spec, outcome);
+            assert!(records::write_new(rig, &record).unwrap());
+            fs::copy(rig.record_path("b", name.id, 1), path).unwrap();
         }),
         ("limit", |path, _| {
             fs::File::create(path)
@@ -418,6 +441,46 @@ fn a_component_runs_once_and_displays_see_it_without_a_lock() {
 }
 
 #[test]
+fn only_the_process_that_holds_the_lock_is_killed_for_it() {
+    let Setup { rig, .. } = &setup();
+    // As where the holder died without a word and its number was given to another program.
+    let mut innocent = Command::new("sleep").arg("60").spawn().unwrap();
+    let path = rig.agent_dir("gpu-1").join("lock");
+    let name = |pid: u32, role: &str| {
+        fs::write(&path, format!("{{\"pid\":{pid},\"role\":\"{role}\"}}")).unwrap();
+    };
+    name(innocent.id(), "running");
+    assert_eq!(presence::kill_holder(rig, "gpu-1").unwrap(), None);
+    let lock = ComponentLock::acquire(rig, "gpu-1", Role::Running).unwrap();
+    // Nobody ends itself, and nobody the brain for an agent that it recovers.
+    assert_eq!(presence::kill_holder(rig, "gpu-1").unwrap(), None);
+    name(innocent.id(), "running");
+    assert_eq!(presence::kill_holder(rig, "gpu-1").unwrap(), None);
+    assert!(innocent.try_wait().unwrap().is_none(), "it was killed");
+    drop(lock);
+    innocent.kill().unwrap();
+    innocent.wait().unwrap();
+    // It holds the lock itself; only what the file says of it differs.
+    let mut holder = Command::new("flock")
+        .arg("--no-fork")
+        .arg(&path)
+        .args(["sleep", "60"])
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while presence::is_held(rig, "gpu-1").unwrap() != Some(true) {
+        assert!(Instant::now() < deadline, "flock takes no lock");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    name(holder.id(), "recovering");
+    assert_eq!(presence::kill_holder(rig, "gpu-1").unwrap(), None);
+    name(holder.id(), "running");
+    let killed = presence::kill_holder(rig, "gpu-1").unwrap();
+    assert_eq!(killed, Some(holder.id()));
+    holder.wait().unwrap();
+}
+
+#[test]
 fn sequences_are_never_given_twice_over_restarts() {
     let Setup { rig, .. } = &setup();
     let mut seen = BTreeSet::new();
@@ -544,4 +607,38 @@ fn a_lock_without_a_name_is_waited_for() {
     assert!(early.is_err(), "it waits: {early:?}");
     drop(lock);
     assert!(taken.recv_timeout(Duration::from_secs(20)).unwrap());
+}
+
+/// Whoever is killed between the two, or finds no room for the reason, leaves the file where it is.
+#[test]
+fn nothing_goes_to_quarantine_without_its_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::create(&dir.path().join("rig")).unwrap();
+    let lane = rig.dir(Place::Queue(Class::Cpu));
+    let quarantine = rig.dir(Place::Quarantine);
+    fs::write(lane.join("odd"), "x").unwrap();
+    // No note can be written there.
+    fs::create_dir(quarantine.join("odd.reason")).unwrap();
+    claim::quarantine(&rig, &lane.join("odd"), "a test").unwrap_err();
+    assert!(lane.join("odd").exists());
+    assert!(!quarantine.join("odd").exists());
+    fs::remove_dir(quarantine.join("odd.reason")).unwrap();
+    claim::quarantine(&rig, &lane.join("odd"), "a test").unwrap();
+    // One that has gone leaves no note, and the longest name has room for its own.
+    claim::quarantine(&rig, &lane.join("gone"), "a test").unwrap();
+    let long = "\u{e4}".repeat(127);
+    fs::write(lane.join(&long), "x").unwrap();
+    claim::quarantine(&rig, &lane.join(&long), "a test").unwrap();
+    let mut names: Vec<String> = fs::read_dir(&quarantine)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let short = "\u{e4}".repeat(100);
+    let expected = ["odd", "odd.reason", &short, &format!("{short}.reason")];
+    assert_eq!(names, expected);
+    for name in ["odd", &short] {
+        let note = fs::read_to_string(quarantine.join(format!("{name}.reason"))).unwrap();
+        assert!(note.contains("\"reason\":\"a test\""), "{note}");
+    }
 }

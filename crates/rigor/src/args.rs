@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 pub(crate) use control::{Agent, Batch, Load, LogLevel, Retry, Targets, Unload};
-pub(crate) use machine::{Completions, Detached, Doctor, Down, Fsck, Init, Up};
+pub(crate) use machine::{Clean, Completions, Detached, Doctor, Down, Fsck, Init, Up};
 pub(crate) use plans::{Check, PlanArgs, Run, Submit};
 pub(crate) use views::{Logs, Models, Report, Show, Status, Tasks, Wait, Why};
 
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Doctor(Doctor),
     /// Check the rig directory itself, while nothing runs in it, and mend what is safe.
     Fsck(Fsck),
+    /// Remove archived batches that ended long ago.
+    Clean(Clean),
     /// Print the summary of a batch that is over.
     Report(Report),
     /// Print a completion script for a shell.

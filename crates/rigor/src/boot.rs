@@ -132,7 +132,9 @@ fn unit_dir() -> Result<PathBuf> {
 }
 
 /// Only the component itself is signalled: its workers finish under their own timeouts and are
-/// adopted by the next one. `Delegate` gives it a cgroup to put attempts into.
+/// adopted by the next one. `Delegate` gives it a cgroup to put attempts into, with controllers to
+/// limit them since its own processes are in another one below that (`DelegateSubgroup`, since
+/// systemd 254; before that the line is ignored with a warning).
 fn unit(rig: &Rig, component: &Component) -> String {
     let command: Vec<String> = component.command.iter().map(|word| quoted(word)).collect();
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
@@ -146,7 +148,8 @@ fn unit(rig: &Rig, component: &Component) -> String {
          RestartSec=2\n\
          KillMode=process\n\
          TimeoutStopSec=60\n\
-         Delegate=yes\n\n\
+         Delegate=yes\n\
+         DelegateSubgroup=main\n\n\
          [Install]\n\
          WantedBy=default.target\n",
         name = component.name,

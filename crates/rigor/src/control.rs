@@ -17,7 +17,7 @@ use crate::terminal::note;
 
 /// Cancels batches and tasks.
 pub(crate) fn cancel(at: &Path, args: &Targets) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     // All are looked up before anything is asked: a typing error cancels nothing.
     let mut signals = Vec::new();
     for text in &args.targets {
@@ -82,7 +82,7 @@ fn refuse_meta(opened: &Opened, name: &FileName, place: Place<'_>) -> Result<()>
 
 /// Runs failed tasks again.
 pub(crate) fn retry(at: &Path, args: &Retry) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let mut batches = Vec::new();
     let mut tasks = Vec::new();
     for text in &args.targets {
@@ -104,7 +104,9 @@ pub(crate) fn retry(at: &Path, args: &Retry) -> Result<Exit> {
                         name.id
                     );
                 }
-                tasks.push((format!("{}.retry", name.id), name.id.to_string()));
+                // Its batch may be archived, and the brain is not to search for it.
+                let batch = spot.batch().unwrap_or_default().to_owned();
+                tasks.push((format!("{}.retry", name.id), name.id.to_string(), batch));
             }
             Target::Agent(name) => bail!("{name} is an agent; name a batch or a task"),
         }
@@ -117,8 +119,8 @@ pub(crate) fn retry(at: &Path, args: &Retry) -> Result<Exit> {
             "retrying the failed tasks of",
         )?;
     }
-    if !tasks.is_empty() {
-        tell_brain(&opened, &tasks, "", "retrying")?;
+    for (signal, id, batch) in tasks {
+        tell_brain(&opened, &[(signal, id)], &batch, "retrying")?;
     }
     Ok(Exit::Ok)
 }
@@ -150,7 +152,7 @@ pub(crate) fn release(at: &Path, args: &Batch) -> Result<Exit> {
 }
 
 fn batch_signal(at: &Path, args: &Batch, signal: &str, words: &str) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let id = opened.batch(&args.batch)?;
     let state = state_of(&opened, &id)?;
     if state.is_over() {
@@ -175,7 +177,7 @@ pub(crate) fn drain(at: &Path, args: &Agent) -> Result<Exit> {
 }
 
 fn agent_signal(at: &Path, args: &Agent, signal: &str, words: &str) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let agent = opened.agent(&args.agent)?;
     // One that never ran gets its signal when it starts.
     opened.rig.prepare_agent(agent)?;
@@ -187,7 +189,7 @@ fn agent_signal(at: &Path, args: &Agent, signal: &str, words: &str) -> Result<Ex
 
 /// Undoes pause and drain.
 pub(crate) fn resume(at: &Path, args: &Agent) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let agent = opened.agent(&args.agent)?;
     let paused = unsend(&opened.rig, agent, "pause")?;
     let drained = unsend(&opened.rig, agent, "drain")?;

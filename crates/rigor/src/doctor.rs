@@ -119,7 +119,7 @@ pub(crate) fn run(at: &Path, args: &Doctor) -> Result<Exit> {
                     serving::ports(&rig, &config, &mut findings);
                     machine::leftovers(&rig, &config, &mut findings);
                     machine::clock(&rig, &config, &mut findings);
-                    machine::tiers(&config, &mut findings);
+                    machine::tiers(&rig, &config, &mut findings);
                 }
             }
         }

@@ -24,7 +24,7 @@ const AFTER_KILL: Duration = Duration::from_secs(5);
 
 /// Stops the rig: the agents first, so that the brain still sees what they finished.
 pub(crate) fn run(at: &Path, args: &Down) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let (rig, config) = (&opened.rig, &opened.config);
     let _exclusive = components::exclusive(rig)?;
     let record = UpRecord::read(rig)?;

@@ -29,7 +29,7 @@ struct Shown {
 
 /// Looks with `--dry-run`; without it takes every component's lock and mends.
 pub(crate) fn run(at: &Path, args: &Fsck) -> Result<Exit> {
-    let rig = Rig::open(at)?;
+    let rig = Rig::open_to_look(at)?;
     let (locks, running) = if args.dry_run {
         (Vec::new(), running(&rig)?)
     } else {

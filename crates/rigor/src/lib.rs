@@ -6,6 +6,7 @@
 mod args;
 mod boot;
 mod check;
+mod clean;
 mod components;
 mod control;
 mod detached;
@@ -81,6 +82,7 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<Exit> {
         Command::Unload(args) => load::unload(at, args),
         Command::Doctor(args) => doctor::run(at, args),
         Command::Fsck(args) => fsck::run(at, args),
+        Command::Clean(args) => clean::run(at, args),
         Command::Report(args) => report::run(at, args),
         Command::Completions(args) => completions(args.shell),
         Command::Detached(args) => detached::become_it(args),

@@ -26,7 +26,7 @@ struct Content {
 
 /// Changes, shows or takes back the level of a component's log.
 pub(crate) fn run(at: &Path, args: &LogLevel) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let name = if args.component == BRAIN {
         BRAIN
     } else {

@@ -1,13 +1,14 @@
 //! `rigor logs`.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use rigor_queue::lane::Lane;
-use rigor_queue::records;
+use rigor_queue::name::TaskId;
+use rigor_queue::rig::Rig;
+use rigor_queue::{output, records};
 use rigor_snapshot::{Detail, Found, Target};
 
 use crate::args::Logs;
@@ -22,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Prints what a task printed, as it is.
 pub(crate) fn run(at: &Path, args: &Logs) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     if args.follow {
         let detail = awaited(&opened, &args.task)?;
         follow(&opened, detail, args.attempt)?;
@@ -161,42 +162,45 @@ fn last_with_output(opened: &Opened, detail: &Detail) -> u32 {
         return last;
     }
     let has_output = |attempt: &u32| {
-        let path = opened.rig.output_path(&detail.batch, detail.id, *attempt);
-        path.metadata().is_ok_and(|meta| meta.len() > 0)
+        let output = output::open(&opened.rig, &detail.batch, detail.id, *attempt);
+        let bytes = output.ok().flatten().map(|output| output.bytes());
+        bytes.is_some_and(|bytes| bytes.is_ok_and(|bytes| bytes > 0))
     };
     (1..=last).rev().find(has_output).unwrap_or(last)
 }
 
-/// Copies a growing file to stdout. The file may come later, or be written anew and shorter.
-struct Reader {
-    path: std::path::PathBuf,
+/// Copies a growing output to stdout. It may come later, or be written anew and shorter.
+struct Reader<'a> {
+    rig: &'a Rig,
+    batch: String,
+    id: TaskId,
+    attempt: u32,
     at: u64,
 }
 
-impl Reader {
-    fn new(opened: &Opened, detail: &Detail, attempt: u32) -> Reader {
+impl<'a> Reader<'a> {
+    fn new(opened: &'a Opened, detail: &Detail, attempt: u32) -> Reader<'a> {
         Reader {
-            path: opened.rig.output_path(&detail.batch, detail.id, attempt),
+            rig: &opened.rig,
+            batch: detail.batch.clone(),
+            id: detail.id,
+            attempt,
             at: 0,
         }
     }
 
     /// Copies what has come since the last time; says how many bytes.
     fn copy(&mut self) -> Result<u64> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", self.path.display()));
-            }
+        let opened = output::open(self.rig, &self.batch, self.id, self.attempt)?;
+        let Some(mut output) = opened else {
+            return Ok(0);
         };
-        if file.metadata()?.len() < self.at {
+        if output.bytes()? < self.at {
             // The middle was left out because of the cap: what follows is the tail.
             self.at = 0;
         }
-        file.seek(SeekFrom::Start(self.at))?;
         let mut stdout = io::stdout().lock();
-        let copied = io::copy(&mut file.take(u64::MAX), &mut stdout)?;
+        let copied = io::copy(&mut output.read_from(self.at)?, &mut stdout)?;
         stdout.flush()?;
         self.at += copied;
         Ok(copied)

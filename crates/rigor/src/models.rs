@@ -17,7 +17,7 @@ use crate::terminal::{Tone, duration, json, print, printable, table, toned};
 
 /// Prints each model with what it needs and where it fits.
 pub(crate) fn run(at: &Path, args: &Models) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let config = &opened.config;
     let models = models::models(&opened.rig, config, budgets(config));
     if args.json {

@@ -27,7 +27,7 @@ const PLAN_ATTEMPTS: u32 = 16;
 /// Prints the summary that the brain left in the batch's folder or, where that is gone, what the
 /// rig itself knows.
 pub(crate) fn run(at: &Path, args: &Report) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let id = opened.batch(&args.batch)?;
     let Some(batch) = rigor_snapshot::batch(&opened.rig, &id)? else {
         bail!("the batch {id} has no plan in the lanes; its submission did not finish");

@@ -16,17 +16,17 @@ use crate::terminal::{ago, duration, json, print, printable};
 
 /// Shows one task.
 pub(crate) fn run(at: &Path, args: &Show) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let detail = opened.detail(&args.task)?;
     if args.json {
         json(&detail)?;
     } else {
-        print(&text(&detail))?;
+        print(&text(&detail, opened.rig.is_archived(&detail.batch)))?;
     }
     Ok(Exit::Ok)
 }
 
-fn text(detail: &Detail) -> String {
+fn text(detail: &Detail, archived: bool) -> String {
     let spec = &detail.specification;
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -81,7 +81,12 @@ fn text(detail: &Detail) -> String {
         row("Item", printable(&item.value.to_string()));
     }
     row("Plan", spec.plan_dir.display().to_string());
-    row("Output", detail.output.display().to_string());
+    let output = if archived {
+        format!("`rigor logs {}`; its batch is archived", detail.id.short())
+    } else {
+        detail.output.display().to_string()
+    };
+    row("Output", output);
     let _ = writeln!(text, "\n{}", indented(&work(&spec.work)));
     if !detail.attempts.is_empty() {
         text.push_str("\nAttempts\n");

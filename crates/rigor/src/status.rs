@@ -17,7 +17,7 @@ const ENDED_SHOWN: usize = 5;
 
 /// Prints the state of the rig.
 pub(crate) fn run(at: &Path, args: &Status) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let snapshot = Snapshot::read(&opened.rig, &opened.config)?;
     if args.json {
         json(&snapshot)?;

@@ -228,7 +228,7 @@ pub(crate) fn write(rig: &Rig, config: &Config, spec: &TaskSpec) -> Result<()> {
     Ok(())
 }
 
-fn durability(config: &Config) -> Durability {
+pub(crate) fn durability(config: &Config) -> Durability {
     match config.rig.durability {
         rigor_config::Durability::Default => Durability::Default,
         rigor_config::Durability::Strict => Durability::Strict,

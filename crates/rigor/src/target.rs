@@ -20,10 +20,32 @@ pub(crate) struct Opened {
     pub(crate) config: Config,
 }
 
-/// Opens the rig in a directory.
+/// Opens the rig in a directory, to give it work or to start it.
 pub(crate) fn open(dir: &Path) -> Result<Opened> {
     let rig = Rig::open(dir)?;
     let config = Config::load(rig.root())?;
+    Ok(Opened { rig, config })
+}
+
+/// Opens the rig to look at it or to stop what runs. A rig.toml that cannot be used is no obstacle:
+/// the one that the brain started with is taken in its place, and the mistakes are said.
+pub(crate) fn open_running(dir: &Path) -> Result<Opened> {
+    let rig = Rig::open_to_look(dir)?;
+    if let Err(error) = rig.check_dirs(None) {
+        terminal::note(error.to_string());
+    }
+    let config = match Config::load(rig.root()) {
+        Ok(config) => config,
+        Err(error) => {
+            let Ok(config) = Config::load_copy(rig.root(), &rig.settings_copy()) else {
+                return Err(error.into());
+            };
+            terminal::note(format!(
+                "{error}\nUntil that is mended, this goes by the rig.toml that the brain started with last."
+            ));
+            config
+        }
+    };
     Ok(Opened { rig, config })
 }
 

@@ -12,7 +12,7 @@ use crate::terminal::{ago, json, note, print, printable, table};
 
 /// Lists the tasks that are asked for.
 pub(crate) fn run(at: &Path, args: &Tasks) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let filter = Filter {
         batch: args
             .batch

@@ -29,7 +29,7 @@ const FAILURES_SHOWN: usize = 5;
 
 /// Waits for a batch that was submitted before.
 pub(crate) fn run(at: &Path, args: &Wait) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let id = opened.batch(&args.batch)?;
     let exit = until_over(&opened, &id)?;
     if args.json

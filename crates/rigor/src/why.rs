@@ -18,7 +18,7 @@ use crate::terminal::{Tone, json, print, printable, toned};
 
 /// Says why.
 pub(crate) fn run(at: &Path, args: &Why) -> Result<Exit> {
-    let opened = target::open(at)?;
+    let opened = target::open_running(at)?;
     let (rig, config) = (&opened.rig, &opened.config);
     if args.at.is_some() || args.since.is_some() {
         return past::run(&opened, args);

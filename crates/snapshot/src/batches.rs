@@ -146,15 +146,19 @@ pub fn plan_task_id(batch: &str) -> TaskId {
 
 /// One batch; none where there is none of that id.
 pub fn batch(rig: &Rig, id: &str) -> Result<Option<Batch>> {
-    if !rig.dir(Place::Complete(id)).is_dir() {
+    if !rig.dir(Place::Complete(id)).is_dir() && !rig.is_archived(id) {
         return Ok(None);
     }
     Active::read(rig)?.batch(rig, id)
 }
 
-/// The ids of all batches, the newest last.
+/// The ids of all batches, archived or not, the newest last.
 pub(crate) fn ids(rig: &Rig) -> Result<Vec<String>> {
+    // The lanes first: a batch that is archived in between is seen twice, not missed.
     let mut ids = rig.subdirs(Lane::Complete)?;
+    ids.extend(rig.archived_batches()?);
+    ids.sort_unstable();
+    ids.dedup();
     ids.retain(|id| id != RIG_BATCH);
     ids.sort_by(|a, b| stamp(a).cmp(stamp(b)));
     Ok(ids)
@@ -316,10 +320,14 @@ struct BrainsCount {
 
 impl BrainsCount {
     fn read(rig: &Rig, id: &str) -> Result<Option<BrainsCount>> {
-        let path = rig.brain_dir().join("batches").join(format!("{id}.json"));
+        let path = rig.view_path(id);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let view = rig.archive_header(id)?.and_then(|header| header.view);
+                let Some(view) = view else { return Ok(None) };
+                view.to_string().into_bytes()
+            }
             Err(error) => {
                 return Err(SnapshotError::Unreadable {
                     path,

@@ -12,7 +12,7 @@ use rigor_queue::rig::Rig;
 use rigor_queue::task::{Class, TaskSpec};
 use serde::Serialize;
 
-use crate::tasks::{Spot, since};
+use crate::tasks::Spot;
 use crate::{Result, SCHEMA};
 
 /// One task with its attempts.
@@ -42,7 +42,8 @@ pub struct Detail {
     pub since: Option<Timestamp>,
     /// Why its last attempt ended as it did.
     pub reason: Option<String>,
-    /// What the last attempt printed; the file may be absent where it printed nothing.
+    /// What the last attempt printed; the file is absent where it printed nothing, and for a batch
+    /// that is archived.
     pub output: PathBuf,
     /// The task file's content.
     pub specification: TaskSpec,
@@ -88,7 +89,7 @@ pub struct Attempt {
 /// Reads all about a task that lay in `spot`. `None`: it has moved since; look for it again.
 pub fn detail(rig: &Rig, name: &FileName, spot: &Spot) -> Result<Option<Detail>> {
     let place = spot.place();
-    let since = since(rig, place, name);
+    let since = rig.since(place, name);
     let Some(spec) = claim::peek(rig, place, name)? else {
         return Ok(None);
     };

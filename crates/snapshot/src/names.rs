@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use rigor_queue::lane::Lane;
 use rigor_queue::name::TaskId;
 use rigor_queue::rig::Rig;
 use rigor_queue::submit::manifest;
@@ -84,21 +83,5 @@ impl Names {
 
 /// The tasks of a batch that have a folder in `waiting/`: those that were expanded.
 pub(crate) fn plan_tasks(rig: &Rig, batch: &str) -> Result<Vec<String>> {
-    let dir = rig.lane_dir(Lane::Waiting).join(batch);
-    let entries = match std::fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(crate::SnapshotError::Unreadable {
-                path: dir,
-                why: error.to_string(),
-            });
-        }
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| rigor_queue::rig::is_safe_name(name))
-        .collect();
-    names.sort_unstable();
-    Ok(names)
+    Ok(rig.expansions(batch)?)
 }

@@ -239,7 +239,7 @@ fn describe(rig: &Rig, spot: &Spot, name: &FileName, names: &Names) -> Option<Ta
         attempt: name.attempt,
         charged: name.charged,
         priority: name.priority(),
-        since: since(rig, place, name),
+        since: rig.since(place, name),
         reason: None,
     };
     match names.get(name.id) {
@@ -269,11 +269,4 @@ fn describe(rig: &Rig, spot: &Spot, name: &FileName, names: &Names) -> Option<Ta
         task.reason = reason.or(task.reason);
     }
     Some(task)
-}
-
-/// When the file came to where it is: a rename sets its change time.
-pub(crate) fn since(rig: &Rig, place: Place<'_>, name: &FileName) -> Option<Timestamp> {
-    use std::os::unix::fs::MetadataExt;
-    let meta = std::fs::metadata(rig.path(place, name)).ok()?;
-    Timestamp::new(meta.ctime(), meta.ctime_nsec() as i32).ok()
 }

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rigor_exec::{gpu_memory, oom};
+use rigor_exec::{WorkerArgs, gpu_memory, oom};
 use rigor_queue::record::FailureKind;
 use rigor_queue::task::Class;
 use rustix::process::{Signal, WaitStatus, kill_process_group};
@@ -15,6 +15,7 @@ use rustix::process::{Signal, WaitStatus, kill_process_group};
 use crate::Attempt;
 use crate::environment::{self, Environment};
 use crate::executor::one_line;
+use crate::fence;
 use crate::outcome::{Ended, Failure, words};
 use crate::tree::{Main, group_lives};
 
@@ -48,9 +49,10 @@ impl Attempt<'_> {
             one_line(command)
         ));
         let oom_before = oom::kills();
-        let (mut main, mut pipe) = start(command, &environment)?;
+        let (mut main, mut pipe) = start(command, &environment, self.args)?;
         let watched = self.watch(&mut main, &mut pipe);
         let deadline = Instant::now() + self.args.grace;
+        self.args.groups.kill_command();
         match main.kill_descendants(self.signals, deadline) {
             Ok(_) => {}
             Err(pids) => self.log.warning(&format!(
@@ -189,7 +191,7 @@ impl Attempt<'_> {
                 let grace = words(self.args.grace);
                 reason.push_str(&format!("; SIGTERM did not end it within {grace}, killed"));
             }
-            return ended.but(Failure::new(kind, reason));
+            return self.explained(ended, Failure::new(kind, reason), oom_before);
         }
         let ran = words(self.started.elapsed());
         let failure = match (ended.exit_code, ended.signal) {
@@ -203,35 +205,39 @@ impl Attempt<'_> {
                 Failure::new(FailureKind::OutOfMemory, reason)
             }
             (Some(code), _) => {
-                // The shell's way to say that its command died of SIGKILL.
-                let suspicion = if code == 128 + 9 {
-                    oom::suspicion(oom_before)
-                } else {
-                    ""
-                };
                 let said = self.output.last_line(QUOTE_BYTES);
                 let said = said.map(|line| format!(": {line}")).unwrap_or_default();
-                let reason = format!("exit code {code} after {ran}{suspicion}{said}");
+                let reason = format!("exit code {code} after {ran}{said}");
                 Failure::new(FailureKind::ExitCode, reason)
             }
             (None, Some(signal)) => {
                 let name = signal_hook::low_level::signal_name(signal).unwrap_or("unnamed");
-                let suspicion = if signal == 9 {
-                    oom::suspicion(oom_before)
-                } else {
-                    ""
-                };
-                let reason = format!("ended by signal {signal} ({name}) after {ran}{suspicion}");
+                let reason = format!("ended by signal {signal} ({name}) after {ran}");
                 Failure::new(FailureKind::Signal, reason)
             }
             (None, None) => Failure::setup("the command's end was never reported"),
         };
-        ended.but(failure)
+        self.explained(ended, failure, oom_before)
+    }
+
+    /// The failure, with the limit that it came of.
+    fn explained(&self, ended: Ended, failure: Failure, oom_before: Option<u64>) -> Ended {
+        let ended_by = (ended.exit_code, ended.signal);
+        let said = self.output.last_line(QUOTE_BYTES);
+        let ran = self.started.elapsed();
+        let said = said.as_deref();
+        ended.but(fence::explain(
+            failure, self.args, ended_by, oom_before, ran, said,
+        ))
     }
 }
 
 /// Starts bash in a process group of its own, both its outputs in one pipe.
-fn start(command: &str, environment: &Environment) -> Result<(Main, PipeReader), Failure> {
+fn start(
+    command: &str,
+    environment: &Environment,
+    args: &WorkerArgs,
+) -> Result<(Main, PipeReader), Failure> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Failure::setup(format!("{what}: {error}"))
@@ -267,6 +273,7 @@ fn start(command: &str, environment: &Environment) -> Result<(Main, PipeReader),
         .stdin(Stdio::null())
         .stdout(writer.try_clone().map_err(failed("copy a pipe's end"))?)
         .stderr(writer);
+    fence::put_up(&mut bash, args)?;
     let child = bash.spawn();
     let child = child.map_err(failed(&format!("start {}", shell.to_string_lossy())))?;
     // The command holds this process's copies of the pipe's other end.

@@ -8,6 +8,7 @@ mod capture;
 mod command;
 mod environment;
 mod executor;
+mod fence;
 mod files;
 mod llm;
 mod log;
@@ -18,7 +19,6 @@ mod signals;
 mod tree;
 
 use std::ffi::OsString;
-use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow};
@@ -122,15 +122,11 @@ impl Attempt<'_> {
 
 /// Makes this process the root of the attempt's tree.
 fn isolate(args: &WorkerArgs, log: &Log) -> anyhow::Result<()> {
-    if let Some(cgroup) = &args.cgroup {
-        // 0 is the writing process itself.
-        if let Err(error) = fs::write(cgroup.join("cgroup.procs"), "0") {
-            log.warning(&format!(
-                "task {} runs without a cgroup: join {}: {error}",
-                args.file.id.short(),
-                cgroup.display()
-            ));
-        }
+    if let Err(error) = args.groups.join_as_worker() {
+        log.warning(&format!(
+            "task {} runs without a cgroup: {error}",
+            args.file.id.short()
+        ));
     }
     match rustix::process::setsid() {
         // It leads a group already when a shell with job control started it.

@@ -130,7 +130,10 @@ fn an_agent_that_wakes_up_in_time_goes_on() {
     let (first, _) = who_runs(&rig, &plan);
     processes::send(rig.pid(&first), Signal::STOP);
     rig.wait_for_match(BRAIN, &format!(r"WARNING Agent {first} last heartbeat"));
+    let beat = |rig: &Rig| rig.heartbeat(&first).expect("it had one").sequence;
+    let before = beat(&rig);
     processes::send(rig.pid(&first), Signal::CONT);
+    rig.wait("it is heard of again", |rig| beat(rig) > before);
     fs::write(plan.join("done"), "").unwrap();
     assert_eq!(rig.wait_batch(&batch), 0);
     let attempts = journal::read(&plan);

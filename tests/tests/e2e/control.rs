@@ -256,6 +256,42 @@ fn the_last_retry_of_a_group_splits_it_so_that_the_bad_item_fails_alone() {
     );
 }
 
+/// A rig.toml that somebody breaks under a running rig hinders nobody from looking at it or stopping it.
+#[test]
+fn a_broken_rig_toml_is_named_and_the_running_rig_can_be_seen_and_told() {
+    let mut rig = Rig::new(2);
+    let plan = rig.plan(
+        "goes_on",
+        &format!(
+            "### one\n\n- **task_class**: cpu\n{}",
+            command(&noted("true"))
+        ),
+    );
+    rig.start_all();
+    rig.edit_toml(|text| text.replace("[rig]", "[rig"));
+    let batch = rig.rigor(&["submit", &plan.to_string_lossy()]);
+    assert_eq!(batch.code, 1);
+    assert!(batch.stderr.contains("rig.toml"), "{}", batch.stderr);
+    for words in [
+        &["status"][..],
+        &["why", "gpu-1"],
+        &["tasks"],
+        &["pause", "gpu-1"],
+        &["why", "brain"],
+    ] {
+        let told = rig.rigor(words);
+        assert_eq!(told.code, 0, "{words:?}: {}", told.stderr);
+        let said = "goes by the rig.toml that the brain started with";
+        assert!(told.stderr.contains(said), "{words:?}: {}", told.stderr);
+    }
+    rig.wait("the pause is shown", |rig| {
+        let shown = rig.rigor(&["status"]).stdout;
+        shown.contains("gpu-2") && shown.contains("paused")
+    });
+    rig.edit_toml(|text| text.replace("[rig", "[rig]"));
+    assert_eq!(rig.rigor(&["status"]).stderr, "");
+}
+
 /// Who waits while nobody can run anything is told so, by `wait` itself and by `why`.
 #[test]
 fn who_waits_for_a_batch_that_nobody_runs_is_told_why() {
@@ -285,4 +321,32 @@ fn who_waits_for_a_batch_that_nobody_runs_is_told_why() {
     }
     rig.start_agent("gpu-1");
     assert_eq!(waiting.wait().unwrap().code(), Some(0));
+}
+
+/// Also by a brain that finds the submission and the wish when it starts.
+#[test]
+fn a_batch_that_no_brain_has_seen_yet_is_cancelled_or_held() {
+    let mut rig = Rig::new(1);
+    let plan = rig.plan(
+        "one",
+        "### one\n\n- **task_class**: cpu\n- **command**: `echo ran >> \"$RIGOR_PLAN_DIR/done\"`\n",
+    );
+    let cancelled = rig.submit(&plan);
+    let held = rig.submit(&plan);
+    for (word, batch) in [("cancel", &cancelled), ("hold", &held)] {
+        let said = rig.rigor(&[word, batch]);
+        assert_eq!(said.code, 0, "{}", said.stderr);
+    }
+    rig.start_all();
+    assert_ne!(rig.wait_batch(&cancelled), 0);
+    assert_eq!(rig.summary(&plan, &cancelled)["state"], "cancelled");
+    rig.wait("the other is held", |rig| {
+        let status = rig.status();
+        let batches = status["batches"].as_array().unwrap();
+        let one = batches.iter().find(|one| one["id"] == held.as_str());
+        one.is_some_and(|one| one["state"] == "held")
+    });
+    assert!(!plan.join("done").exists(), "nothing ran");
+    assert_eq!(rig.rigor(&["release", &held]).code, 0);
+    assert_eq!(rig.wait_batch(&held), 0);
 }

@@ -16,6 +16,7 @@ mod notify;
 mod placement;
 mod refusals;
 mod replay;
+mod retention;
 mod split;
 mod stuck;
 mod up;

@@ -164,6 +164,10 @@ fn a_model_that_cannot_be_loaded_is_named_with_its_cause_and_the_rest_goes_on() 
         agents.contains("gone.gguf"),
         "the agent's log has the cause"
     );
+    assert!(
+        agents.contains("it will fail again until the file, the program or rig.toml is corrected"),
+        "it is tried as if it might work the next time"
+    );
     // Once for each load that failed, and at most once more for the tasks that wait.
     let failed = agents.matches("Load of gone on gpu-").count();
     assert!(

@@ -113,7 +113,7 @@ fn garbage_in_lanes_is_quarantined_and_others_proceed() {
     .unwrap();
     fs::write(
         queue.join(name(7)),
-        "{\"schema\":1,\"sum\":\"0000000000000000\",\"task\":{}}",
+        "{\"schema\":1,\"sum\":\"0000000000000000\",\"body\":{}}",
     )
     .unwrap();
     rustix::fs::mkfifoat(
@@ -133,14 +133,14 @@ fn garbage_in_lanes_is_quarantined_and_others_proceed() {
     assert_eq!(rig.wait_short_batch(&batch), 0, "others proceed");
     let quarantine = rig.rig.dir(Place::Quarantine);
     for (what, reason) in garbage.iter().zip([
-        "",
-        "",
-        "",
+        "it is empty",
+        "not a Rigor file",
+        "not a Rigor file",
         "symbolic link",
         "regular file",
-        "99",
-        "",
-        "",
+        "schema is 99",
+        "checksum",
+        "regular file",
         "hard links",
         "task file",
     ]) {

@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rigor_queue::archive;
 use rigor_queue::heartbeat::LlmBeat;
 use rigor_queue::rig::{BRAIN, Place};
 use rigor_tests::journal::{self, command, noted, ticking};
@@ -23,6 +24,8 @@ enum Who {
     Brain,
     /// The brain, while it recovers an agent that was killed.
     BrainThatRecovers,
+    /// The brain, while it archives a batch that is over or takes it out again.
+    BrainThatArchives,
     /// Whichever agent comes there first: the other goes on.
     Agent,
     /// Whichever agent comes there first, which has to do with a model: it is started again, as the
@@ -63,6 +66,10 @@ points! {
     in_a_retry: "retried" in Brain;
     in_a_cancel: "cancelled" in Brain;
     in_the_closing_of_a_batch: "closing" in Brain;
+    when_an_archive_is_full: "archive.full" in BrainThatArchives;
+    behind_the_archives_rename: "archive.renamed" in BrainThatArchives;
+    in_the_removal_from_the_lanes: "archive.removing" in BrainThatArchives;
+    before_an_archive_goes: "archive.taking_out" in BrainThatArchives;
     between_the_kill_and_the_requeue: "recover.killed" in BrainThatRecovers;
     between_the_requeue_and_the_next_look: "recover.moved" in BrainThatRecovers;
 }
@@ -84,6 +91,9 @@ fn every_point_of_the_code_has_a_case() {
 }
 
 fn dies(point: &str, who: Who) {
+    if who == Who::BrainThatArchives {
+        return dies_archiving(point);
+    }
     let model = who == Who::AgentWithModel;
     let mut rig = Setup {
         gpus: AGENTS.len(),
@@ -122,7 +132,7 @@ fn dies(point: &str, who: Who) {
     ];
     let batch = rig.submit(&plan);
     match who {
-        Who::Brain | Who::BrainThatRecovers => rig.spawn_with(BRAIN, &env),
+        Who::Brain | Who::BrainThatRecovers | Who::BrainThatArchives => rig.spawn_with(BRAIN, &env),
         Who::Agent | Who::AgentWithModel | Who::Worker => rig.start_brain(),
     }
     if items > 8 {
@@ -133,7 +143,7 @@ fn dies(point: &str, who: Who) {
     for agent in AGENTS {
         match who {
             Who::Agent | Who::AgentWithModel | Who::Worker => rig.spawn_with(agent, &env),
-            Who::Brain | Who::BrainThatRecovers => rig.spawn(agent),
+            Who::Brain | Who::BrainThatRecovers | Who::BrainThatArchives => rig.spawn(agent),
         }
     }
     if who == Who::BrainThatRecovers {
@@ -150,7 +160,7 @@ fn dies(point: &str, who: Who) {
     }
     rig.wait("one dies at the point", |_| read_mark(&mark).is_some());
     match who {
-        Who::Brain | Who::BrainThatRecovers => {
+        Who::Brain | Who::BrainThatRecovers | Who::BrainThatArchives => {
             died(&mut rig, BRAIN, &mark);
             rig.start_brain();
         }
@@ -201,6 +211,80 @@ fn dies(point: &str, who: Who) {
     // The checker finds overlaps, and who lies in two lanes, when the rig is dropped.
 }
 
+/// A batch that failed is archived, taken out by a retry, and completes.
+fn dies_archiving(point: &str) {
+    let mut rig = Setup {
+        gpus: 1,
+        ..Setup::default()
+    }
+    .make();
+    rig.edit_toml(|text| {
+        text.replacen("[retention]\n", "[retention]\ncompact_after = \"1s\"\n", 1)
+    });
+    let plan = rig.plan(
+        "archived",
+        &format!(
+            "### each\n\n- **task_class**: cpu\n- **foreach**: `items.txt`\n{}\n\
+             ### fails\n\n- **task_class**: cpu\n- **retries**: 0\n{}\n",
+            command(&noted("echo one")),
+            command(&noted("test -e \"$RIGOR_PLAN_DIR/go\"")),
+        ),
+    );
+    fs::write(plan.join("items.txt"), "a\nb\nc\nd\n").unwrap();
+    let mark = rig.plans().with_file_name("mark");
+    let pass = if point == "archive.removing" {
+        ":5"
+    } else {
+        ""
+    };
+    let wanted = format!("{point}{pass}");
+    let env = [
+        ("RIGOR_CRASH_POINT", wanted.as_str()),
+        ("RIGOR_CRASH_MARK", mark.to_str().unwrap()),
+    ];
+    rig.spawn_with(BRAIN, &env);
+    rig.start_agent("gpu-1");
+    let batch = rig.submit(&plan);
+    let taken_out = point == "archive.taking_out";
+    let archived = |rig: &Rig| {
+        let left = archive::leftovers(&rig.rig).unwrap();
+        rig.rig.is_archived(&batch) && left.is_empty()
+    };
+    let dead = |rig: &mut Rig| {
+        rig.wait("it dies at the point", |_| read_mark(&mark).is_some());
+        died(rig, BRAIN, &mark);
+        // Readers do not see where it died.
+        assert_eq!(rig.tasks(&batch, "complete").len(), 4);
+        assert_eq!(rig.tasks(&batch, "failed"), ["fails"]);
+        rig.start_brain();
+    };
+    if !taken_out {
+        dead(&mut rig);
+    }
+    rig.wait("it is archived", archived);
+    assert_eq!(rig.tasks(&batch, "complete").len(), 4);
+    fs::write(plan.join("go"), "").unwrap();
+    let said = rig.rigor(&["retry", &batch, "--failed"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    if taken_out {
+        dead(&mut rig);
+    }
+    rig.wait("it completes", |rig| {
+        rig.tasks(&batch, "complete").len() == 5
+    });
+    assert_eq!(rig.wait_batch(&batch), 0);
+    let mut ran: Vec<(String, usize)> = Vec::new();
+    for one in journal::read(&plan) {
+        match ran.iter_mut().find(|(task, _)| *task == one.task) {
+            Some((_, times)) => *times += 1,
+            None => ran.push((one.task, 1)),
+        }
+    }
+    let mut times: Vec<usize> = ran.into_iter().map(|(_, times)| times).collect();
+    times.sort_unstable();
+    assert_eq!(times, [1, 1, 1, 1, 2], "only what failed ran again");
+}
+
 fn mixed(rig: &Rig, fails: bool, model: bool) -> std::path::PathBuf {
     let again = "- **retries**: 3\n- **backoff**: 1s..1s\n";
     let mut tasks = format!(
@@ -209,7 +293,8 @@ fn mixed(rig: &Rig, fails: bool, model: bool) -> std::path::PathBuf {
          ### second\n\n- **task_class**: cpu\n{again}{}\n",
         command(&ticking(3)),
         command(&ticking(3)),
-        command(&noted("test \"$RIGOR_ATTEMPT\" != 1")),
+        // Longer than the others' first: it is not the one that dies.
+        command(&noted("sleep 0.5; test \"$RIGOR_ATTEMPT\" != 1")),
     );
     if fails {
         tasks += &format!(

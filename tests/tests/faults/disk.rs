@@ -2,16 +2,23 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rigor_queue::heartbeat::Health;
+use rigor_queue::name::TaskId;
 use rigor_queue::rig::{BRAIN, Place};
 use rigor_queue::task::Class;
 use rigor_tests::journal::{self, command, noted};
 use rigor_tests::mounts::{self, Namespace};
-use rigor_tests::{Rig, sweep};
+use rigor_tests::{Rig, Setup, processes, sweep};
+use rustix::process::Signal;
 
 const FULL: &str = "No space left on device";
 const BROKEN: &str = "Input/output error";
+/// Tasks that are queued behind the one that fills the disk.
+const NEXT: usize = 40;
+/// Longer than between two tries to write a result, of a worker (1 s) or of its agent (1 s, then 2 s).
+const RETRIED: Duration = Duration::from_millis(4500);
 
 fn one_task(rig: &Rig, work: &str) -> PathBuf {
     let task = format!(
@@ -55,30 +62,120 @@ fn a_result_for_which_there_is_no_room_waits_and_nothing_is_claimed_meanwhile() 
         Namespace::Unable(why) => return println!("skipped: {why}"),
         Namespace::Inside => {}
     }
-    let mut rig = Rig::new(1);
+    // An agent that cannot write its heartbeat is not taken for hung.
+    let mut rig = Setup {
+        gpus: 1,
+        timing: "heartbeat_warn = \"1s\"\nheartbeat_hung = \"3s\"\n",
+        ..Setup::default()
+    }
+    .make();
     let filler = rig.plans().with_file_name("filler");
-    // The task itself takes all the room, so that none is left for its result.
+    // The first task itself takes all the room, so that none is left for its result.
     let fill = format!("cat /dev/zero > {} 2> /dev/null; true", filler.display());
     let plan = one_task(&rig, &fill);
+    // More than run at the same time.
     let next = rig.plan(
         "next",
-        "### next\n\n- **task_class**: cpu\n- **command**: `true`\n",
+        "### next\n\n- **task_class**: cpu\n- **foreach**: `items.txt`\n- **command**: `sleep 0.1`\n",
     );
-    rig.start_all();
-    let batch = rig.submit(&plan);
+    let items: String = (0..NEXT).map(|n| format!("i{n}\n")).collect();
+    fs::write(next.join("items.txt"), items).unwrap();
+    rig.start_brain();
+    let batches = [rig.submit(&plan), rig.submit(&next)];
+    let queued = |rig: &Rig| rig.list(Place::Queue(Class::Cpu));
+    rig.wait("all are queued", |rig| queued(rig).len() == NEXT + 1);
+    rig.start_agent("gpu-1");
     rig.wait("the agent says what is wrong", |rig| {
         rig.heartbeat("gpu-1").is_some_and(|beat| {
             let said = beat.health_reason.is_some_and(|why| why.contains(FULL));
             beat.health == Health::Quarantined && said
         }) || rig.log("gpu-1").contains(FULL)
     });
-    assert_eq!(rig.list(Place::Processing("gpu-1")).len(), 1, "it waits");
+    let before = queued(&rig);
+    assert!(!before.is_empty(), "too few tasks for this case");
+    let until = Instant::now() + RETRIED;
+    while Instant::now() < until {
+        assert_eq!(queued(&rig), before, "it claims with results in its hands");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let waiting = rig.list(Place::Processing("gpu-1"));
+    let first = TaskId::derive(&batches[0], "one", None);
+    assert!(waiting.iter().any(|name| name.id == first), "{waiting:?}");
     fs::remove_file(&filler).unwrap();
-    assert_eq!(rig.wait_batch(&batch), 0);
+    for batch in &batches {
+        assert_eq!(rig.wait_batch(batch), 0);
+        let done = rig.list(Place::Complete(batch));
+        assert!(done.iter().all(|name| name.attempt == 1), "{done:?}");
+    }
     let attempts = journal::read(&plan);
     assert_eq!(attempts.len(), 1, "it ran once: {attempts:?}");
-    let batch = rig.submit(&next);
+}
+
+/// Row 10, where the file system finds room for a file and none when it is to be made durable:
+/// such a result holds no slot, and claims stop all the same.
+#[test]
+fn while_a_result_cannot_be_made_durable_for_want_of_room_nothing_is_claimed() {
+    if let Err(why) = sweep::available() {
+        return println!("skipped: {why}");
+    }
+    let mut rig = Rig::new(1);
+    let plan = rig.plan(
+        "some",
+        &format!(
+            "### each\n\n- **task_class**: cpu\n- **foreach**: `items.txt`\n{}",
+            command(&noted("true"))
+        ),
+    );
+    let items: String = (0..NEXT).map(|n| format!("i{n}\n")).collect();
+    fs::write(plan.join("items.txt"), items).unwrap();
+    rig.start_brain();
+    let batch = rig.submit(&plan);
+    let queued = |rig: &Rig| rig.list(Place::Queue(Class::Cpu));
+    rig.wait("all are queued", |rig| queued(rig).len() == NEXT);
+    // strace counts by thread: the first two tries of the thread that commits fail.
+    let inject = "inject=fsync,syncfs:error=ENOSPC:when=1..2";
+    let strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null"];
+    let words = ["-e", "trace=fsync,syncfs", "-e", inject];
+    rig.spawn_under(&[&strace[..], &words].concat(), "gpu-1");
+    rig.wait_for_match("gpu-1", &format!("ERROR Claiming nothing: .*{FULL}"));
+    let before = queued(&rig);
+    assert!(!before.is_empty(), "too few tasks for this case");
+    rig.wait("it claims again", |rig| {
+        let now = queued(rig);
+        let again = rig.log("gpu-1").contains("Claiming again");
+        assert!(
+            again || now == before,
+            "it claims with results in its hands"
+        );
+        again
+    });
     assert_eq!(rig.wait_batch(&batch), 0);
+    let attempts = journal::read(&plan);
+    assert_eq!(attempts.len(), NEXT, "each ran once");
+}
+
+/// A batch whose task files find no room is not given up.
+#[test]
+fn a_plan_that_finds_no_room_to_be_expanded_waits() {
+    let test = "disk::a_plan_that_finds_no_room_to_be_expanded_waits";
+    match mounts::enter(test, Some(48)) {
+        Namespace::Done => return,
+        Namespace::Unable(why) => return println!("skipped: {why}"),
+        Namespace::Inside => {}
+    }
+    let mut rig = Rig::new(1);
+    let plan = one_task(&rig, "true");
+    rig.start_all();
+    processes::send(rig.pid(BRAIN), Signal::STOP);
+    let batch = rig.submit(&plan);
+    let filler = rig.plans().with_file_name("filler");
+    mounts::fill(&filler);
+    processes::send(rig.pid(BRAIN), Signal::CONT);
+    let line = rig.wait_for_match(BRAIN, &format!("ERROR .*go on with a batch.*{FULL}"));
+    println!("{line}");
+    fs::remove_file(&filler).unwrap();
+    assert_eq!(rig.wait_batch(&batch), 0);
+    assert_eq!(journal::read(&plan).len(), 1);
 }
 
 /// Row 11: what a failed fsync leaves nobody knows, and the next one says that all is well.

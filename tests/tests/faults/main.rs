@@ -4,10 +4,16 @@
 #![expect(clippy::unwrap_used, reason = "a failed case panics")]
 
 mod clock;
+mod containment;
 mod crash_points;
 mod disk;
+mod fsck;
 mod lanes;
+mod links;
 mod power;
+mod read_only;
+mod restart;
+mod soak;
 mod storm;
 mod sweep;
 mod watching;

@@ -61,7 +61,7 @@ fn an_expansion_survives_or_was_never_there() {
 fn a_result_survives_or_the_task_runs_again() {
     cut(
         "a_result_survives_or_the_task_runs_again",
-        &[Operation::Complete, Operation::Fail],
+        &[Operation::Complete, Operation::Fail, Operation::Adopt],
     );
 }
 

@@ -12,15 +12,17 @@ use rustix::process::Signal;
 const ROUNDS: usize = 20;
 const VARIABLE: &str = "RIGOR_KILL_ROUNDS";
 const AGENTS: usize = 3;
-/// Tasks for a round: the work lasts longer than the killing.
-const TASKS_PER_ROUND: usize = 4;
+/// An attempt takes longer than from a death to the next attempt's start, the wait of a retry
+/// included: what is left of one would be seen beside the next.
+const TENTHS: u32 = 16;
 
 #[test]
 fn nothing_is_lost_and_nothing_overlaps_while_agents_and_workers_are_killed() {
     let rounds = std::env::var(VARIABLE).map_or(ROUNDS, |number| {
         number.parse().expect("RIGOR_KILL_ROUNDS is a number")
     });
-    let items = rounds * TASKS_PER_ROUND;
+    // The work lasts longer than the killing.
+    let items = rounds;
     let mut rig = Setup {
         gpus: AGENTS,
         limits: "uncharged_attempts = 1000",
@@ -31,7 +33,7 @@ fn nothing_is_lost_and_nothing_overlaps_while_agents_and_workers_are_killed() {
         "storm",
         &format!(
             "### each\n\n- **task_class**: cpu\n- **foreach**: `items.txt`\n- **retries**: 100\n- **backoff**: 1s..1s\n{}",
-            command(&ticking(3)),
+            command(&ticking(TENTHS)),
         ),
     );
     let text: String = (0..items).map(|n| format!("i{n}\n")).collect();

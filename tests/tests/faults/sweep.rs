@@ -91,6 +91,15 @@ fn recover() {
 }
 
 #[test]
+fn adopt() {
+    // As `recover`.
+    if sweep::available().is_ok() && sweep::alone().is_none() {
+        return println!("skipped: no process namespace of its own here");
+    }
+    swept(Operation::Adopt);
+}
+
+#[test]
 fn cancel() {
     swept(Operation::Cancel);
 }

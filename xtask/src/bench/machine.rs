@@ -24,15 +24,13 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// This one, now; the file system is that of `scratch`.
-    pub(super) fn look(scratch: &Path) -> Result<Machine> {
+    /// This one, now.
+    pub(super) fn look(file_system: &str) -> Result<Machine> {
         let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
         let model = cpus.lines().find_map(|line| {
             let (key, value) = line.split_once(':')?;
             (key.trim() == "model name").then(|| value.trim().to_owned())
         });
-        let mounts =
-            fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
         let load = fs::read_to_string("/proc/loadavg").context("cannot read /proc/loadavg")?;
         let load = load.split_whitespace().next().unwrap_or_default();
         let commit = git(&["rev-parse", "--short", "HEAD"])?;
@@ -42,7 +40,7 @@ impl Machine {
             cores: std::thread::available_parallelism()
                 .context("cannot tell how many cores there are")?
                 .get(),
-            file_system: file_system(&mounts, scratch),
+            file_system: file_system.to_owned(),
             date: jiff::Timestamp::now()
                 .strftime("%Y-%m-%dT%H:%M:%SZ")
                 .to_string(),
@@ -62,8 +60,15 @@ impl fmt::Display for Machine {
     }
 }
 
+/// The type of the file system that holds an absolute path.
+pub(super) fn file_system(path: &Path) -> Result<String> {
+    let mounts = "/proc/self/mounts";
+    let mounts = fs::read_to_string(mounts).with_context(|| format!("cannot read {mounts}"))?;
+    Ok(innermost(&mounts, path))
+}
+
 /// The type of the innermost mount that holds `path`.
-fn file_system(mounts: &str, path: &Path) -> String {
+fn innermost(mounts: &str, path: &Path) -> String {
     let held = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (point, kind) = (words.next()?, words.next()?);
@@ -73,7 +78,8 @@ fn file_system(mounts: &str, path: &Path) -> String {
         .map_or_else(|| "unknown".to_owned(), |(_, kind)| kind.to_owned())
 }
 
-fn git(words: &[&str]) -> Result<String> {
+/// What git prints in the workspace; nothing where it fails.
+pub(super) fn git(words: &[&str]) -> Result<String> {
     let output = Command::new("git")
         .args(words)
         .current_dir(workspace::root())
@@ -89,7 +95,7 @@ mod tests {
     #[test]
     fn the_innermost_mount_counts() {
         let mounts = "/dev/a / ext4 rw 0 0\ntmpfs /run tmpfs rw 0 0\n/dev/b /run/data xfs rw 0 0\n";
-        let kind = |path: &str| file_system(mounts, Path::new(path));
+        let kind = |path: &str| innermost(mounts, Path::new(path));
         assert_eq!(kind("/run/data/rig"), "xfs");
         assert_eq!(kind("/run/database"), "tmpfs");
         assert_eq!(kind("/home"), "ext4");

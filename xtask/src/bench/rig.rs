@@ -4,15 +4,15 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::programs::{output, release};
 use crate::fixtures::Fixtures;
-use crate::workspace;
 
 /// How long its programs may take to be there.
 const START_MOST: Duration = Duration::from_secs(30);
@@ -22,16 +22,35 @@ pub(super) struct Rig {
     level: &'static str,
 }
 
+/// What a rig is made of.
+#[derive(Clone, Copy)]
+pub(super) struct Setup<'a> {
+    /// So many stand-in GPUs with a model each; none: one agent without a GPU.
+    pub(super) gpus: Option<(&'a Fixtures, u16)>,
+    /// Every component logs at this level.
+    pub(super) level: &'static str,
+    /// Of each agent; none: the number of CPUs.
+    pub(super) cpu_slots: Option<u32>,
+    pub(super) durability: &'static str,
+    /// Requests at once of the model's server; none: what `rigor init` sets.
+    pub(super) model_slots: Option<u64>,
+}
+
+/// One agent without a GPU, and otherwise what a rig has by default.
+pub(super) const PLAIN: Setup<'static> = Setup {
+    gpus: None,
+    level: "info",
+    cpu_slots: None,
+    durability: "default",
+    model_slots: None,
+};
+
 impl Rig {
-    /// Makes a fresh rig in `scratch` and starts it; every component logs at `level`.
-    pub(super) fn start(
-        scratch: &Path,
-        fixtures: Option<&Fixtures>,
-        level: &'static str,
-    ) -> Result<Rig> {
+    /// Makes a fresh rig in `scratch` and starts it.
+    pub(super) fn start(scratch: &Path, setup: Setup<'_>) -> Result<Rig> {
         let rig = Rig {
             root: scratch.join("rig"),
-            level,
+            level: setup.level,
         };
         if rig.root.join("rig.toml").exists() {
             // An earlier benchmark was killed.
@@ -42,21 +61,22 @@ impl Rig {
                 .with_context(|| format!("cannot remove {}", rig.root.display()))?;
         }
         let root = rig.root.to_string_lossy();
-        match fixtures {
+        match setup.gpus {
             None => rig.rigor(&["init", &root, "--cpu-only"])?,
-            Some(fixtures) => rig.rigor(&[
-                "init",
-                &root,
-                "--sim-gpus",
-                "3",
-                "--model",
-                &fixtures.model.to_string_lossy(),
-                "--llama-server",
-                &fixtures.llama_server.to_string_lossy(),
-                "--port",
-                &free_ports(3)?.to_string(),
-            ])?,
+            Some((fixtures, gpus)) => {
+                let (gpus, port) = (gpus.to_string(), free_ports(gpus)?.to_string());
+                let model = fixtures.model.to_string_lossy();
+                let server = fixtures.llama_server.to_string_lossy();
+                let mut words = vec!["init", &*root, "--sim-gpus", &gpus, "--model", &*model];
+                words.extend(["--llama-server", &*server, "--port", &port]);
+                let slots = setup.model_slots.map(|slots| slots.to_string());
+                if let Some(slots) = &slots {
+                    words.extend(["--slots", slots]);
+                }
+                rig.rigor(&words)?
+            }
         };
+        rig.configure(setup)?;
         rig.rigor(&["up", "--no-tmux"])?;
         let deadline = Instant::now() + START_MOST;
         while !rig.is_up()? {
@@ -68,29 +88,27 @@ impl Rig {
         Ok(rig)
     }
 
+    /// Writes into rig.toml what is not there by default.
+    fn configure(&self, setup: Setup<'_>) -> Result<()> {
+        let path = self.root.join("rig.toml");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut keys = vec![("[rig]", format!("durability = \"{}\"", setup.durability))];
+        if let Some(slots) = setup.cpu_slots {
+            keys.push(("[limits]", format!("cpu_slots = {slots}")));
+        }
+        let text = with_keys(&text, &keys)?;
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Runs `rigor` on it to its end and returns what it printed.
     pub(super) fn rigor(&self, words: &[impl AsRef<OsStr>]) -> Result<String> {
-        let program = release("rigor");
-        let mut command = Command::new(&program);
-        command
-            .args(words)
-            .env("RIGOR_DIR", &self.root)
-            .stdin(Stdio::null());
+        let mut command = Command::new(release("rigor"));
+        command.args(words).env("RIGOR_DIR", &self.root);
         for name in ["BRAIN", "GPU", "WORKER", "EXECUTOR"] {
             command.env(format!("{name}_LOG_LEVEL"), self.level);
         }
-        let output = command
-            .output()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        if !output.status.success() {
-            bail!(
-                "{}: {}\n{}",
-                workspace::shown(&command),
-                output.status,
-                String::from_utf8_lossy(&output.stderr).trim_end()
-            );
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        output(&mut command)
     }
 
     /// The files below `logs/`, with their sizes.
@@ -126,9 +144,17 @@ impl Drop for Rig {
     }
 }
 
-/// A program of the release build.
-pub(super) fn release(name: &str) -> PathBuf {
-    workspace::root().join("target/release").join(name)
+/// The text of a rig.toml with keys added to its sections.
+fn with_keys(text: &str, keys: &[(&str, String)]) -> Result<String> {
+    let mut text = text.to_owned();
+    for (section, key) in keys {
+        let header = format!("\n{section}\n");
+        if !text.contains(&header) {
+            bail!("rig.toml has no section {section}");
+        }
+        text = text.replacen(&header, &format!("{header}{key}\n"), 1);
+    }
+    Ok(text)
 }
 
 /// The first of `count` ports in a row that nobody listens on.
@@ -138,4 +164,23 @@ fn free_ports(count: u16) -> Result<u16> {
         .step_by(usize::from(count))
         .find(|first| (*first..first + count).all(is_free))
         .context("no free ports on 127.0.0.1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_go_into_their_sections() {
+        let text = "# one\n\n[rig]\nname = \"a\"\n\n[limits]\n# none\n";
+        let keys = [
+            ("[rig]", "x = 1".to_owned()),
+            ("[limits]", "y = 2".to_owned()),
+        ];
+        assert_eq!(
+            with_keys(text, &keys).expect("both are there"),
+            "# one\n\n[rig]\nx = 1\nname = \"a\"\n\n[limits]\ny = 2\n# none\n"
+        );
+        assert!(with_keys(text, &[("[timing]", String::new())]).is_err());
+    }
 }

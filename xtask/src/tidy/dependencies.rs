@@ -121,7 +121,7 @@ pub(super) fn check(metadata: &Metadata) -> Vec<Violation> {
 fn is_known(package: &str) -> bool {
     library(package).is_some()
         || PROGRAMS.contains(&package)
-        || [APART, "bench-claims", "rigor-tests", "xtask"].contains(&package)
+        || [APART, "bench-claims", "bench-queue", "rigor-tests", "xtask"].contains(&package)
 }
 
 fn library(name: &str) -> Option<&'static [&'static str]> {

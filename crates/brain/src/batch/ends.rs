@@ -54,8 +54,7 @@ impl Batch {
             }
             Opened::Gone => return Ok(()),
             Opened::Untrusted { .. } => {
-                self.quarantined(name);
-                return Ok(());
+                return self.quarantined(brain, name);
             }
         }
         let record = records::read(&brain.rig, &self.id, name.id, name.attempt)?;
@@ -183,20 +182,27 @@ impl Batch {
     }
 
     /// A task file arrived in quarantine.
-    pub(crate) fn quarantined(&mut self, name: FileName) {
+    pub(crate) fn quarantined(&mut self, brain: &Brain, name: FileName) -> Result<()> {
         let Some((task, instance)) = self.graph.find(name.id) else {
-            return;
+            return Ok(());
         };
         let known = self.graph.instance(task, instance);
         // A stray copy of what is over, or of an attempt before this one, changes nothing.
         if known.state.is_over() || name.attempt < known.name.attempt {
-            return;
+            return Ok(());
+        }
+        let aside = brain.rig.path(Place::Quarantine, &name);
+        if let Some(other) = rigor_queue::copies::other_file(&brain.rig, &self.id, &name, &aside)? {
+            tracing::info!(task = %name.id, batch = %self.id,
+                "A copy of {} is in quarantine; the task itself is in {}", name.id.short(), other.lane);
+            return Ok(());
         }
         tracing::warn!(task = %name.id, batch = %self.id,
             "{} ({}) counts as failed: its file is in quarantine, the reason beside it",
             self.title(task, instance), name.id.short());
         self.changed = true;
         self.graph.moved(task, instance, name, State::Failed);
+        Ok(())
     }
 
     /// Queues retries that are due. Returns when the next one is.
@@ -274,7 +280,8 @@ impl Batch {
         }
         let made = match expand::make_split(brain, self, task, &held.spec) {
             Ok(made) => made,
-            Err(reason) => {
+            Err(NotMade::NotNow(error)) => return Err(error),
+            Err(NotMade::Never(reason)) => {
                 tracing::warn!(batch = %self.id, "{name} cannot be split: {reason}");
                 drop(held);
                 claim::give_up(&brain.rig, &self.id, &name)?;

@@ -8,7 +8,8 @@ impl Batch {
         let plan_task = &self.plan.tasks[task];
         let made = match expand::make(brain, self, task) {
             Ok(made) => made,
-            Err(reason) => {
+            Err(NotMade::NotNow(error)) => return Err(error),
+            Err(NotMade::Never(reason)) => {
                 let message = format!(
                     "Task {} of {} cannot be made: {reason}",
                     plan_task.id, self.id

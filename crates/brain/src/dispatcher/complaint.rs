@@ -42,6 +42,11 @@ impl Complaint {
         true
     }
 
+    /// What was last said of it.
+    pub(super) fn message(&self) -> &str {
+        self.said.as_ref().map_or("", |(said, _)| said)
+    }
+
     /// It is to be tried again.
     pub(super) fn is_failing(&self) -> bool {
         self.failing

@@ -1,6 +1,7 @@
 //! Signals: what an operator asks of the brain.
 
 use super::*;
+use crate::expand;
 
 impl Dispatcher {
     pub(super) fn cancel_late(&mut self) {
@@ -24,15 +25,60 @@ impl Dispatcher {
         {
             presence::unsend(&self.brain.rig, BRAIN, log_level::SIGNAL)?;
         }
-        for (signal, _) in signals {
+        let mut waits = Ok(());
+        for (signal, content) in signals {
             if signal == log_level::SIGNAL {
                 continue;
             }
-            let result = self.obey(&signal);
-            self.or_say(&signal, result);
+            if self.is_too_early(&signal) {
+                self.signalled = true;
+                continue;
+            }
+            match self.awaits_archive_for(&signal, &content) {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(error) => {
+                    self.or_say(&signal, Err(error));
+                    presence::unsend(&self.brain.rig, BRAIN, &signal)?;
+                    continue;
+                }
+            }
+            match self.obey(&signal) {
+                // What an operator has asked for stays asked for.
+                Err(error) if expand::is_for_want_of_room(&error) => {
+                    waits = Err(error.context(signal));
+                    continue;
+                }
+                result => self.or_say(&signal, result),
+            }
             presence::unsend(&self.brain.rig, BRAIN, &signal)?;
         }
-        Ok(())
+        waits
+    }
+
+    /// Whether a signal may be about a batch that was submitted and that the brain has not opened
+    /// yet: its submission has just come, or something stands in the way.
+    fn is_too_early(&mut self, signal: &str) -> bool {
+        let Some((target, verb)) = signal.rsplit_once('.') else {
+            return false;
+        };
+        if matches!(verb, "abort" | "kill") {
+            return false;
+        }
+        match target.parse::<TaskId>() {
+            Ok(id) => {
+                let known = |batch: &Batch| batch.graph.find(id).is_some();
+                !self.unopened.is_empty()
+                    && !self.batches.values().any(known)
+                    && self.brain.index(Class::Meta).find(id).is_none()
+            }
+            Err(_) => {
+                let root = TaskId::derive(target, "_plan", None);
+                !self.batches.contains_key(target)
+                    && (self.unopened.iter().any(|name| name.id == root)
+                        || self.brain.index(Class::Brain).find(root).is_some())
+            }
+        }
     }
 
     pub(super) fn obey(&mut self, signal: &str) -> Result<()> {

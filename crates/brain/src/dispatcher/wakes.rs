@@ -18,6 +18,7 @@ impl Dispatcher {
     pub(super) fn take_in(&mut self, event: Event) {
         match event {
             Event::ChildExited => {}
+            Event::Retention(done) => self.retained(done),
             Event::Wake(Wake::Rescan) => {
                 tracing::warn!(
                     "Wake-ups were lost (the kernel's queue overflowed): reading every directory again"
@@ -105,7 +106,9 @@ impl Dispatcher {
             ["tasks", "quarantine", file] if added => {
                 if let Some(name) = name(file) {
                     for batch in self.batches.values_mut() {
-                        batch.quarantined(name);
+                        // Looked at again with all lanes.
+                        let done = batch.quarantined(&self.brain, name);
+                        self.rescan |= done.is_err();
                     }
                 }
             }

@@ -355,7 +355,7 @@ fn a_lane_that_cannot_be_written_is_named_and_tried_again_slowly() {
     });
     let reason = rig.heartbeat("cpu-1").unwrap().health_reason.unwrap();
     assert!(
-        reason.contains("rename ") && reason.contains("tasks/queue/cpu"),
+        reason.contains("open ") && reason.contains("tasks/processing/cpu-1"),
         "{reason}"
     );
     fs::remove_file(&lane).unwrap();

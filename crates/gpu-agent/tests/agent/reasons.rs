@@ -263,7 +263,8 @@ fn in_trouble_every_queued_shape_is_refused_with_its_reason() {
             beat.health == Health::Quarantined
                 && [first, second].iter().all(|name| {
                     beat.shapes.get(&name.shape).is_some_and(|verdict| {
-                        verdict.code == Refusal::Backoff && verdict.detail.contains("rename ")
+                        verdict.code == Refusal::Backoff
+                            && verdict.detail.contains("tasks/processing/cpu-1")
                     })
                 })
         })

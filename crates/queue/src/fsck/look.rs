@@ -55,6 +55,7 @@ pub fn look(rig: &Rig) -> Result<Vec<Finding>> {
     look.lanes()?;
     look.one_lane();
     look.sequence()?;
+    look.archives()?;
     look.attempts()?;
     look.others()?;
     look.findings
@@ -218,7 +219,14 @@ impl Look<'_> {
     fn record(&mut self, place: Place<'_>, name: &FileName, spec: &TaskSpec, path: &Path) {
         let plan = matches!(spec.work, Work::Plan(_));
         let record = records::read(self.rig, &spec.batch, name.id, name.attempt);
-        let outcome = record.ok().flatten().map(|record| record.outcome);
+        let record = match record {
+            Ok(record) => record,
+            Err(error) => {
+                let remedy = "use the Rigor that wrote it, or see that this user may read it";
+                return self.add(Check::Record, path, error.to_string(), remedy, None);
+            }
+        };
+        let outcome = record.map(|record| record.outcome);
         let said = match &outcome {
             None => "there is none",
             Some(Outcome::Succeeded) => "it says succeeded",
@@ -310,6 +318,45 @@ impl Look<'_> {
             let remedy = "the next free number is written";
             let mend = Some(Mend::Reserve { sequence: least });
             self.add(Check::Sequence, &path, what, remedy, mend);
+        }
+        Ok(())
+    }
+
+    fn archives(&mut self) -> Result<()> {
+        let dir = self.rig.archive_dir();
+        for (name, path, is_dir) in entries(&dir)? {
+            let name = name.unwrap_or_default();
+            if name.starts_with('.') {
+                self.litter(&path);
+            } else if is_dir && is_safe_name(&name) {
+                let wrong = match self.rig.archived(&name) {
+                    Ok(Some(archive)) => archive.look(),
+                    Ok(None) => vec!["it has no batch.json".to_owned()],
+                    Err(error) => vec![error.to_string()],
+                };
+                if let Some(first) = wrong.first() {
+                    let more = match wrong.len() - 1 {
+                        0 => String::new(),
+                        more => format!(", and {more} more"),
+                    };
+                    let what = format!("the archive of {name} is damaged: {first}{more}");
+                    let remedy = "put it back from a backup, or move it out of the rig";
+                    self.add(Check::Archive, &path, what, remedy, None);
+                }
+                self.batches.insert(name);
+            } else if name != "lock" {
+                let what = "archive/ holds a directory for each archived batch only".to_owned();
+                self.quarantine(Check::Archive, &path, what);
+            }
+        }
+        // A link in place of a lane, or an unreadable one, is said for the lane itself.
+        let left = crate::archive::leftovers(self.rig).unwrap_or_default();
+        for batch in left {
+            let path = dir.join(&batch);
+            let what = format!("{batch} is archived, and something of it is left in the lanes");
+            let remedy = "what the archive has too is removed";
+            let mend = Some(Mend::Clear { batch });
+            self.add(Check::Archive, &path, what, remedy, mend);
         }
         Ok(())
     }

@@ -115,6 +115,28 @@ pub(crate) struct Fsck {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
+  rigor clean --older-than 30d --dry-run   what would be removed
+  rigor clean --older-than 30d             remove it
+  rigor clean --older-than 30d --json | jq .bytes
+
+Only archived batches are removed: the brain archives a batch that has been over for
+retention.compact_after (rig.toml, 1h). What their plans wrote into their own folders stays.
+Works whether the rig is up or down.")]
+pub(crate) struct Clean {
+    /// Only what ended this long ago: 30d, 12h.
+    #[arg(long, value_name = "DURATION", value_parser = age)]
+    pub(crate) older_than: Duration,
+    /// Only say what would be removed.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
   rigor completions bash > ~/.local/share/bash-completion/completions/rigor
   rigor completions zsh > ~/.zfunc/_rigor")]
 pub(crate) struct Completions {
@@ -127,6 +149,11 @@ pub(crate) struct Detached {
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let wrong = "write a duration such as 30d, 12h or \"1h 30m\"";
+    rigor_config::parse_age(text).ok_or_else(|| wrong.to_owned())
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

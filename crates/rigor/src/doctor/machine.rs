@@ -1,20 +1,25 @@
 //! The machine under the rig: disk, permissions, clock, what the kernel offers.
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, SystemTime};
 
 use rigor_config::{Config, FILE_NAME};
+use rigor_exec::{Containment, Controller, Limits};
+use rigor_queue::lane::Lane;
 use rigor_queue::presence;
-use rigor_queue::rig::{BRAIN, Rig};
+use rigor_queue::rig::{BRAIN, Place, Rig};
 
 use super::Findings;
-use crate::terminal::duration;
+use crate::terminal::{duration, plural};
 
 /// Less free space than this is worth a warning, MiB: logs and results need room.
 const DISK_LOW_MB: u64 = 1024;
 /// Fewer free files than this are: a batch has some for each task.
 const FILES_LOW: u64 = 100_000;
+/// An attempt's groups are gone so long after it has left its lane.
+const LEFT_AFTER: Duration = Duration::from_millis(200);
 /// A time so far in the future was written by another clock.
 const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
@@ -141,12 +146,123 @@ fn synchronised() -> Option<bool> {
     (answer >= 0).then_some(answer != libc::TIME_ERROR)
 }
 
-/// What holds attempts together and could fence them in. Information.
-pub(super) fn tiers(config: &Config, findings: &mut Findings) {
-    let tier = rigor_exec::Containment::detect(&config.rig.id)
-        .tier()
-        .to_string();
-    findings.ok("containment", tier);
+/// What holds attempts together, what limits them, and what could fence them in.
+pub(super) fn tiers(rig: &Rig, config: &Config, findings: &mut Findings) {
+    // What binds is where the programs run, not where this one does.
+    let running = std::iter::once(BRAIN).chain(config.agent_names());
+    let running = running
+        .filter(|name| presence::is_held(rig, name).ok().flatten() == Some(true))
+        .find_map(|name| {
+            let pid = presence::heartbeat(rig, name).ok().flatten()?.pid;
+            let containment = Containment::of_process(&config.rig.id, pid)?;
+            Some((name, containment))
+        });
+    let (whose, containment) = match running {
+        Some((name, containment)) => (format!(" (as {name} runs)"), containment),
+        None => (
+            " (as this command runs)".to_owned(),
+            Containment::detect(&config.rig.id),
+        ),
+    };
+    findings.ok("containment", format!("{}{whose}", containment.tier()));
+    limits(config, &containment, &whose, findings);
+    left_groups(rig, &containment, findings);
+    sandbox(findings);
+}
+
+/// Which limits bind an attempt.
+fn limits(config: &Config, containment: &Containment, whose: &str, findings: &mut Findings) {
+    const CHECK: &str = "limits";
+    const MB: u64 = 1_000_000;
+    let by = |controller: &Controller| match controller {
+        Controller::Unified => "cgroup v2".to_owned(),
+        Controller::Legacy { path } => format!("cgroup v1, {}", path.display()),
+    };
+    let limits = Limits {
+        memory_bytes: config.limits.memory_bytes,
+        ..Limits::default()
+    };
+    let memory = limits.memory_max_bytes().unwrap_or(u64::MAX) / MB;
+    let asked = [
+        (
+            format!("{} processes", config.limits.processes),
+            "processes",
+            containment.limits_processes(),
+        ),
+        (
+            format!("{memory}MB of memory"),
+            "memory",
+            containment.limits_memory(),
+        ),
+    ];
+    let (mut held, mut missing) = (Vec::new(), Vec::new());
+    for (words, what, controller) in asked {
+        match controller {
+            Some(controller) => held.push(format!("{words} ({})", by(controller))),
+            None => missing.push(what),
+        }
+    }
+    held.push(match config.limits.file_size_bytes {
+        Some(bytes) => format!("files of {}MB (setrlimit)", bytes / MB),
+        None => "files of any size".to_owned(),
+    });
+    let held = format!("each attempt: {}{whose}", held.join(", "));
+    if missing.is_empty() {
+        return findings.ok(CHECK, held);
+    }
+    findings.warn(
+        CHECK,
+        format!(
+            "no limit on {} can be held here: no cgroup with that controller may be written; a task can take all that the machine has. {held}",
+            missing.join(" and on ")
+        ),
+        "rigor up --boot: systemd (254 or later) hands its services the controllers. In a container: mount /sys/fs/cgroup writable. See docs/troubleshooting.md, \"No limit can be held\"",
+    );
+}
+
+/// Groups of attempts that nobody runs any more.
+fn left_groups(rig: &Rig, containment: &Containment, findings: &mut Findings) {
+    let mut left = groups_without_attempt(rig, containment);
+    if left.is_empty() {
+        return;
+    }
+    // One that ended between two looks at a directory is gone by now.
+    std::thread::sleep(LEFT_AFTER);
+    let still = groups_without_attempt(rig, containment);
+    left.retain(|stem| still.contains(stem));
+    if let Some(first) = left.first() {
+        findings.warn(
+            "cgroups",
+            format!(
+                "{} left of attempts that are over, {first} for example",
+                plural(left.len(), "cgroup")
+            ),
+            "rigor down, rigor up: whoever starts removes them, with what runs in them",
+        );
+    }
+}
+
+fn groups_without_attempt(rig: &Rig, containment: &Containment) -> Vec<String> {
+    // Groups first: an attempt is in `processing` before it gets one.
+    let groups = containment.attempts();
+    let running: HashSet<String> = rig
+        .subdirs(Lane::Processing)
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|agent| {
+            let listing = rig.list(Place::Processing(agent));
+            listing.unwrap_or_default().names
+        })
+        .map(|name| name.attempt_stem())
+        .collect();
+    let stems = groups
+        .into_iter()
+        .map(|(id, attempt)| format!("{id}.a{attempt}"));
+    stems.filter(|stem| !running.contains(stem)).collect()
+}
+
+/// What the kernel offers to fence attempts in with. Information.
+fn sandbox(findings: &mut Findings) {
     let words = match landlock_abi() {
         // landlock(7), "Compatibility".
         Some(abi) => {

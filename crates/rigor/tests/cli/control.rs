@@ -30,7 +30,7 @@ fn the_brain_is_told_by_signals() {
         (
             vec!["retry", &failed.to_string()[..8]],
             format!("{failed}.retry"),
-            "",
+            &*batch,
         ),
         (
             vec!["retry", &batch, "--failed"],

@@ -183,7 +183,7 @@ fn doctor_finds_what_is_wrong_and_says_what_to_do() {
     }
     assert_eq!(find("permissions")["result"], "ok");
     assert_eq!(find("model tiny")["result"], "ok");
-    for there in ["disk", "clock", "containment", "sandbox"] {
+    for there in ["disk", "clock", "containment", "limits", "sandbox"] {
         assert_ne!(find(there)["result"], "failed", "{there}");
     }
     for check in json["checks"].as_array().unwrap() {

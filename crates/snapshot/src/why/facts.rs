@@ -7,6 +7,7 @@ use std::path::Path;
 use jiff::Timestamp;
 use rigor_config::Config;
 use rigor_policy::why::{AgentFacts, Component, Facts, Presence};
+use rigor_queue::output::Output;
 use rigor_queue::rig::{BRAIN, Rig};
 use rigor_queue::{outlook, presence};
 
@@ -126,10 +127,25 @@ pub(super) fn last_lines(path: &Path, most: usize) -> Vec<String> {
         file.take(TAIL_BYTES).read_to_end(&mut tail)?;
         Ok(tail)
     };
-    let Ok(tail) = read() else {
-        return Vec::new();
+    read().map_or(Vec::new(), |tail| last_of(&tail, most))
+}
+
+/// The last lines that an attempt printed that are not empty.
+pub(super) fn last_printed(mut output: Output, most: usize) -> Vec<String> {
+    let mut read = || -> std::io::Result<Vec<u8>> {
+        let at = output.bytes()?.saturating_sub(TAIL_BYTES);
+        let mut tail = Vec::new();
+        output
+            .read_from(at)?
+            .take(TAIL_BYTES)
+            .read_to_end(&mut tail)?;
+        Ok(tail)
     };
-    let text = String::from_utf8_lossy(&tail);
+    read().map_or(Vec::new(), |tail| last_of(&tail, most))
+}
+
+fn last_of(tail: &[u8], most: usize) -> Vec<String> {
+    let text = String::from_utf8_lossy(tail);
     let mut lines: Vec<String> = text
         .lines()
         .rev()

@@ -9,13 +9,13 @@ use rigor_queue::claim;
 use rigor_queue::lane::Lane;
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::{AttemptRecord, Outcome};
-use rigor_queue::records;
 use rigor_queue::rig::{Place, RIG_BATCH, Rig};
 use rigor_queue::task::{Backoff, Class, RETRIES_DEFAULT, TaskSpec};
+use rigor_queue::{output, records};
 
 use super::{batch, facts};
 use crate::Result;
-use crate::tasks::{Spot, since};
+use crate::tasks::Spot;
 
 /// Lines of a task's output that are told.
 const OUTPUT_LINES: usize = 3;
@@ -54,7 +54,10 @@ pub(super) fn read(
     let last = records.last().map_or(name.attempt, |record| record.attempt);
     let output = match place.lane() {
         Lane::Failed | Lane::Retry => {
-            facts::last_lines(&rig.output_path(&spec.batch, spec.id, last), OUTPUT_LINES)
+            let output = output::open(rig, &spec.batch, spec.id, last)?;
+            output.map_or(Vec::new(), |output| {
+                facts::last_printed(output, OUTPUT_LINES)
+            })
         }
         _ => Vec::new(),
     };
@@ -64,7 +67,7 @@ pub(super) fn read(
         step: spec.task.clone(),
         class: spec.class,
         lane: place.lane(),
-        since: since(rig, place, name),
+        since: rig.since(place, name),
         shape: name.shape,
         on: spec.on.clone(),
         model: spec.model.clone(),
@@ -98,7 +101,7 @@ fn unreadable(rig: &Rig, name: &FileName) -> TaskFacts {
         step: String::new(),
         class: Class::Cpu,
         lane: Lane::Quarantine,
-        since: since(rig, Place::Quarantine, name),
+        since: rig.since(Place::Quarantine, name),
         shape: name.shape,
         on: Vec::new(),
         model: None,

@@ -173,6 +173,7 @@ fn a_worker_that_cannot_start_leaves_the_task_free() {
             worker: &stage.file("no-worker"),
             output_cap_bytes: 1000,
             grace: stage.grace,
+            limits: stage.limits,
         };
         let error = spawn(launch).expect_err("there is no such program");
         let rigor_exec::ExecError::NotStarted { name, .. } = &error else {

@@ -2,6 +2,7 @@
 
 mod commands;
 mod containment;
+mod limits;
 mod prompts;
 mod recovery;
 mod stage;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rigor_exec::recovery::{Recovered, RecoveryLimits, recover};
+use rigor_exec::recovery::{Recovered, RecoveryLimits, clear_leftovers, recover};
 use rigor_queue::name::FileName;
 use rigor_queue::presence::{ComponentLock, Role};
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
@@ -147,6 +147,27 @@ fn a_torn_record_is_replaced_by_the_worker_and_by_settling() {
     assert_eq!(record(&stage, &name), settled);
 }
 
+/// A power cut may leave the record of a claim that it forgot.
+#[test]
+fn a_record_of_another_claim_is_none() {
+    let stage = Stage::new();
+    let running = stage.start(&stage.command("echo $$ > pid; sleep 600"));
+    stage.pid_in("pid");
+    let other = AttemptRecord {
+        nonce: Some("of the claim that was forgotten".to_owned()),
+        ..AttemptRecord::without_worker(AGENT, &running.name, &running.spec, Outcome::Succeeded)
+    };
+    records::replace(&stage.rig, &other).expect("write");
+    let why = "its worker has no time for a record";
+    running
+        .kill(&stage.containment, PATIENCE, why)
+        .expect("killed");
+    let name = running.name;
+    let settled = stage.settle(running);
+    assert_eq!(failure(&settled), (FailureKind::Aborted, why));
+    assert_eq!(record(&stage, &name), settled);
+}
+
 #[test]
 fn a_task_that_kills_its_agents_is_charged_in_the_end() {
     let stage = Stage::new();
@@ -196,4 +217,36 @@ fn what_is_no_task_goes_to_quarantine() {
     assert_eq!(done.quarantined.len(), 2);
     assert_eq!(stage.rig.count(Place::Processing(AGENT)).expect("count"), 0);
     assert!(stage.rig.dir(Place::Quarantine).join("notes.txt").exists());
+}
+
+/// An attempt that is in nobody's hands is ended and its groups are removed; one that runs is left.
+#[test]
+fn groups_of_attempts_that_nobody_runs_are_cleared() {
+    let stage = Stage::new();
+    let running = stage.start(&stage.command("echo $$ > left; exec sleep 600"));
+    let mut spec = stage.command("echo $$ > stays; until [ -e go ]; do sleep 0.01; done");
+    spec.id = rigor_queue::name::TaskId::derive(BATCH, "u", None);
+    let stays = stage.start(&spec);
+    let (gone, lives_on) = (stage.pid_in("left"), stage.pid_in("stays"));
+    if stage.containment.attempts().is_empty() {
+        println!("skipped: no cgroups here, so nothing is left of them");
+    } else {
+        assert_eq!(stage.containment.attempts().len(), 2);
+        // What a recovery by a program in other cgroups leaves: the file has moved on.
+        let file = stage.rig.path(Place::Processing(AGENT), &running.name);
+        fs::remove_file(file).expect("remove the file");
+        let cleared = clear_leftovers(&stage.rig, &stage.containment, PATIENCE).expect("cleared");
+        assert!(
+            matches!(&cleared[..], [(stem, killed)] if *stem == running.name.attempt_stem() && *killed >= 2),
+            "{cleared:?}"
+        );
+        assert!(!lives(gone) && lives(lives_on));
+        let again = clear_leftovers(&stage.rig, &stage.containment, PATIENCE).expect("cleared");
+        assert_eq!(again, []);
+    }
+    running
+        .kill(&stage.containment, PATIENCE, "the end")
+        .expect("killed");
+    fs::write(stage.file("go"), "").expect("write");
+    assert_eq!(stage.settle(stays).outcome, Outcome::Succeeded);
 }

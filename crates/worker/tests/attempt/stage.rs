@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rigor_exec::{Containment, Launch, Running, settle, spawn};
+use rigor_exec::{Containment, Controller, Launch, Limits, Running, settle, spawn};
 use rigor_queue::claim::{self, Candidate, Held, Opened};
 use rigor_queue::name::{FileName, TaskId};
 use rigor_queue::record::{AttemptRecord, FailureKind, Outcome};
@@ -26,6 +26,7 @@ pub(crate) struct Stage {
     pub(crate) containment: Containment,
     pub(crate) output_cap_bytes: u64,
     pub(crate) grace: Duration,
+    pub(crate) limits: Limits,
     pub(crate) env: Vec<(String, String)>,
 }
 
@@ -79,6 +80,7 @@ impl Stage {
             plan,
             output_cap_bytes: 1 << 20,
             grace: Duration::from_secs(5),
+            limits: Limits::default(),
             env: Vec::new(),
         }
     }
@@ -130,6 +132,7 @@ impl Stage {
             worker: Path::new(env!("CARGO_BIN_EXE_worker")),
             output_cap_bytes: self.output_cap_bytes,
             grace: self.grace,
+            limits: self.limits,
         })
         .expect("the worker starts")
     }
@@ -208,7 +211,19 @@ impl Drop for Stage {
                     .kill_attempt(name.id, name.attempt, PATIENCE);
             }
         }
+        let mut groups = Vec::new();
         if let rigor_exec::Tier::Cgroup { path } = self.containment.tier() {
+            groups.push(path);
+        }
+        for controller in [
+            self.containment.limits_processes(),
+            self.containment.limits_memory(),
+        ] {
+            if let Some(Controller::Legacy { path }) = controller {
+                groups.push(path);
+            }
+        }
+        for path in groups {
             // Attempts leave nothing behind, and the last one takes the rig's own cgroup along.
             assert!(
                 thread::panicking() || !path.exists(),

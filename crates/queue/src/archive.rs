@@ -27,7 +27,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -51,8 +51,6 @@ const HEADER: &str = "batch.json";
 const INDEX: &str = "index.jsonl";
 const TASKS: &str = "tasks.jsonl";
 const OUTPUT: &str = "output.log";
-/// Between two tries to take the lock.
-const POLL: Duration = Duration::from_millis(20);
 
 /// What `batch.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -363,7 +361,7 @@ impl Archive {
             .collect::<std::result::Result<Vec<Row>, _>>()
             .map_err(|error| damaged(&path, error))?;
         // Names become paths again when the batch is taken out.
-        if let Some(row) = rows.iter().find(|row| !is_file_name(&row.name)) {
+        if let Some(row) = rows.iter().find(|row| !is_safe_name(&row.name)) {
             return Err(damaged(&path, format!("{:?} is no file's name", row.name)));
         }
         Ok(Some(Archive {
@@ -501,12 +499,6 @@ impl Archive {
     }
 }
 
-/// Whether a text can be the name of a file that lay in a directory of a batch: such names are
-/// task files', attempts' and folders'.
-fn is_file_name(text: &str) -> bool {
-    is_safe_name(text)
-}
-
 /// Held by who changes anything in `archive/`.
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "held, not read")] Lease);
@@ -521,27 +513,7 @@ impl Lock {
         let dir = rig.archive_dir();
         rig.no_links(&dir)?;
         make_dir(&dir)?;
-        let path = dir.join("lock");
-        let deadline = Instant::now() + patience;
-        loop {
-            let file = File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(QueueError::io("open", &path))?;
-            match Lease::try_acquire(file).map_err(QueueError::io("lock", &path))? {
-                Ok(lease) => return Ok(Lock(lease)),
-                Err(_) if Instant::now() < deadline => std::thread::sleep(POLL),
-                Err(_) => {
-                    return Err(QueueError::Held {
-                        name: path.display().to_string(),
-                        holder: "the brain archives or takes out a batch, or `rigor clean` runs"
-                            .to_owned(),
-                    });
-                }
-            }
-        }
+        let holder = "the brain archives or takes out a batch, or `rigor clean` runs";
+        Lease::wait_for_path(&dir.join("lock"), patience, holder).map(Lock)
     }
 }

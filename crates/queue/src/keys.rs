@@ -5,10 +5,10 @@
 //! task file anywhere belongs to a submission that died half way, and the next one under that key
 //! goes on with the same batch id. `brain/keys/lock` is held meanwhile, and never replaced.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -21,8 +21,6 @@ use crate::rig::{BRAIN, Place, Rig, make_dir};
 use crate::submit::{Durability, replace_file};
 use crate::task::{Class, Submission};
 
-/// Between two tries to take the lock that another submission holds.
-const POLL: Duration = Duration::from_millis(20);
 /// A submission takes a fraction of a second; one that holds the lock for so long is stopped.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A key is kept in its file for people to read, so it is of a size that they read.
@@ -165,26 +163,8 @@ fn read(path: &std::path::Path) -> Result<Option<Entry>> {
 }
 
 fn lock(path: &std::path::Path) -> Result<Lease> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(QueueError::io("open", path))?;
-        match Lease::try_acquire(file).map_err(QueueError::io("lock", path))? {
-            Ok(lease) => return Ok(lease),
-            Err(_) if Instant::now() < deadline => std::thread::sleep(POLL),
-            Err(_) => {
-                return Err(QueueError::Held {
-                    name: path.display().to_string(),
-                    holder: "another submission with a key that does not go on".to_owned(),
-                });
-            }
-        }
-    }
+    let holder = "another submission with a key that does not go on";
+    Lease::wait_for_path(path, PATIENCE, holder)
 }
 
 /// Whether the plan task lies in any lane. It moves on while it is looked for: lanes are read in

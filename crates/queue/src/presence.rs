@@ -1,7 +1,7 @@
 //! Who is there: the lock that a component holds for life, its heartbeat, and the signals that it
 //! is sent.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Seek, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -66,14 +66,7 @@ impl ComponentLock {
     pub fn acquire(rig: &Rig, name: &str, role: Role) -> Result<ComponentLock> {
         rig.prepare_agent(name)?;
         let path = rig.agent_dir(name).join("lock");
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(QueueError::io("open", &path))?;
-        let lease = match Lease::try_acquire(file).map_err(QueueError::io("lock", &path))? {
+        let lease = match Lease::of_path(&path)? {
             Ok(lease) => lease,
             Err(mut file) => {
                 let mut text = String::new();

@@ -279,6 +279,12 @@ impl Rig {
         self.root.join("brain")
     }
 
+    /// The directories in `brain/`.
+    pub(crate) fn dirs_of_brain(&self) -> [PathBuf; 5] {
+        ["held", "cancelled", "escalations", "batches", "keys"]
+            .map(|name| self.brain_dir().join(name))
+    }
+
     /// `brain/rig.toml`: the settings that the brain started with last.
     pub fn settings_copy(&self) -> PathBuf {
         self.brain_dir().join("rig.toml")
@@ -443,10 +449,7 @@ impl Rig {
             self.brain_dir(),
             self.dir(Place::Quarantine),
         ];
-        dirs.extend(
-            ["held", "cancelled", "keys", "escalations", "batches"]
-                .map(|name| self.brain_dir().join(name)),
-        );
+        dirs.extend(self.dirs_of_brain());
         dirs.extend(Class::ALL.map(|class| self.dir(Place::Queue(class))));
         for parent in [self.root.join("agents"), self.root.join("signals")] {
             dirs.extend(

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use rustix::fs::FileType;
 
-use super::{Kind, is_file_name};
+use super::Kind;
 use crate::error::Result;
 use crate::lane::Lane;
 use crate::name::{FileName, TaskId};
 use crate::records;
-use crate::rig::{BRAIN, PLAN_TASK, Place, RIG_BATCH, Rig};
+use crate::rig::{BRAIN, PLAN_TASK, Place, RIG_BATCH, Rig, is_safe_name};
 use crate::submit;
 use crate::task::Class;
 
@@ -164,7 +164,7 @@ fn attempts(rig: &Rig, batch: &str) -> Refusable<BTreeMap<Option<TaskId>, Vec<St
     rig.each_entry(&rig.attempts_dir(batch), |name, kind| match name.to_str() {
         // Unfinished writing: removed with the rest.
         Some(name) if name.starts_with(".new-") => {}
-        Some(name) if kind == FileType::RegularFile && is_file_name(name) => {
+        Some(name) if kind == FileType::RegularFile && is_safe_name(name) => {
             let id = name.split_once('.').and_then(|(id, _)| id.parse().ok());
             found.entry(id).or_default().push(name.to_owned());
         }

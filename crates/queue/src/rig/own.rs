@@ -48,8 +48,7 @@ impl Rig {
             .into();
         dirs.extend(Lane::ALL.map(|lane| self.lane_dir(lane)));
         dirs.extend(Class::ALL.map(|class| self.dir(Place::Queue(class))));
-        let of_brain = ["held", "cancelled", "escalations", "batches", "keys"];
-        dirs.extend(of_brain.map(|dir| self.brain_dir().join(dir)));
+        dirs.extend(self.dirs_of_brain());
         if let Some(name) = component {
             dirs.push(self.agent_dir(name));
             dirs.push(self.signals_dir(name));
